@@ -1,0 +1,41 @@
+# Every target works on a bare Debian 12 machine (root, Python 3.11) and uses a Docker engine if one answers.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+REFERENCE := $(VENV)/.reference
+
+.PHONY: demo test check clean pins schema
+
+demo: $(STAMP) ## a private model -> verified, smoke-tested image in a password-protected registry
+	$(BIN)/python scripts/demo
+
+test: $(STAMP) $(REFERENCE) ## every test; starts the engine and the registry that the integration tests need
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## what CI checks before the tests: format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python build.py check
+
+pins: $(STAMP) ## compile every hash-pinned requirements file again
+	scripts/pins
+
+schema: $(STAMP) ## write models.schema.json again
+	$(BIN)/python build.py check --schema models.schema.json
+
+clean: ## stop what scripts/engine and scripts/registry started, remove what was made here
+	-scripts/registry down
+	-scripts/engine down
+	rm -rf .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
+	touch $@
+
+# What the tests compare a served embedding with: the same model run directly.
+$(REFERENCE): requirements/reference.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --requirement requirements/reference.txt
+	touch $@

@@ -1,0 +1,274 @@
+"""The fallback: the same build through the `buildx` program, where the engine has no sessions.
+
+The secrets stay in memory: each is an anonymous file (memfd) that buildx inherits, so that a secret is in
+no argument, no environment and on no disk. The Docker configuration that buildx sees is a private, temporary
+one which holds the credentials of the registries that the Dockerfile names, and no others.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from modelbake.buildkit.failure import Unsuitable, build_error
+from modelbake.buildkit.progress import BuildEvent, Trace
+from modelbake.buildkit.status import status_from_json
+from modelbake.buildkit.wire import WireError
+from modelbake.credentials import Redactor, Secret
+from modelbake.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from modelbake.buildkit.solve import BuildRequest
+    from modelbake.engine import Engine
+
+_OLDEST = (0, 13)  # the first with --progress=rawjson
+_PLUGIN_FOLDERS = (
+    "/usr/local/lib/docker/cli-plugins",
+    "/usr/local/libexec/docker/cli-plugins",
+    "/usr/lib/docker/cli-plugins",
+    "/usr/libexec/docker/cli-plugins",
+)
+_CANCEL_SECONDS = 10
+# Variables that would change what is built, or where. SOURCE_DATE_EPOCH becomes a build argument by itself.
+_DROPPED = re.compile(r"(?:BUILDX|BUILDKIT|DOCKER|MODELBAKE|OTEL)_.*|SOURCE_DATE_EPOCH")
+_IMAGE = re.compile(
+    rb"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+)|--from=(\S+)|\bfrom=([^\s,]+)|^#[ \t]*syntax[ \t]*=[ \t]*(\S+)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LONGEST_DOCKERFILE = 1 << 20
+
+
+class BuildxBuilder:
+    """Builds through `buildx`, on the same engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def build(self, request: BuildRequest, trace: Trace, on_event: Callable[[BuildEvent], None]) -> str:
+        """See Builder."""
+        program = find_buildx()
+        with ExitStack() as stack:
+            private = stack.enter_context(_private_folder())
+            environment = self._environment(private, request)
+            image_file = private / "image-id"
+            arguments = [program, "build", "--builder=default", "--progress=rawjson", "--load"]
+            arguments += ["--provenance=false", "--sbom=false", f"--iidfile={image_file}"]
+            arguments += [f"--tag={tag}" for tag in request.tags]
+            arguments += [f"--label={name}={value}" for name, value in sorted(request.labels.items())]
+            arguments += [f"--target={request.target}"] if request.target else []
+            arguments += [f"--network={request.network}"] if request.network else []
+            arguments += ["--no-cache"] if request.no_cache else []
+            descriptors = []
+            for name, secret in request.secrets.items():
+                path, descriptor = stack.enter_context(_secret_file(private, secret))
+                arguments.append(f"--secret=id={name},src={path}")
+                descriptors += [descriptor] if descriptor is not None else []
+            process = _Buildx([*arguments, "-"], environment, request.context, descriptors)
+            code, said = process.follow(trace, on_event)
+            for event in trace.finish():
+                on_event(event)
+            if code != 0:
+                raise build_error(
+                    Redactor(request.secrets.values())(said or f"buildx ended with {code}"), trace
+                )
+            try:
+                return image_file.read_text().strip()
+            except OSError as error:
+                raise EngineError("buildx did not say which image it built") from error
+
+    def _environment(self, private: Path, request: BuildRequest) -> dict[str, str]:
+        """Return what buildx sees: no secret of ours, one engine, and a Docker configuration of its own."""
+        hidden = [secret.reveal_bytes() for secret in request.secrets.values() if secret]
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not _DROPPED.fullmatch(name) and not any(secret in os.fsencode(value) for secret in hidden)
+        }
+        config = private / "docker"
+        config.mkdir(mode=0o700)
+        auths = dict(_credentials(request))
+        (config / "config.json").write_text(json.dumps({"auths": auths}))
+        environment |= {"DOCKER_CONFIG": str(config), "BUILDX_CONFIG": str(config / "buildx")}
+        return environment | self._engine.cli_environment(private)
+
+
+class _Buildx:
+    """A running buildx: the context goes in by stdin, progress comes out of stderr."""
+
+    def __init__(
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        context: bytes | IO[bytes],
+        descriptors: list[int],
+    ) -> None:
+        self._arguments, self._environment = arguments, environment
+        self._context, self._descriptors = context, descriptors
+
+    def follow(self, trace: Trace, on_event: Callable[[BuildEvent], None]) -> tuple[int, str]:
+        """Run to the end; return the exit status and what was said beside progress."""
+        process = subprocess.Popen(
+            self._arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=self._environment,
+            pass_fds=self._descriptors,
+            start_new_session=True,  # Ctrl-C reaches us alone; we then end it in order
+        )
+        feeder = threading.Thread(target=self._feed, args=(process.stdin,), name="modelbake-context")
+        said: list[str] = []
+        with process:
+            feeder.start()
+            try:
+                assert process.stderr is not None
+                for line in process.stderr:
+                    for event in _read(line, trace, said):
+                        on_event(event)
+                code = process.wait()
+            except BaseException:
+                _end(process)
+                raise
+            finally:
+                feeder.join()
+        errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+        return code, "\n".join(errors or said)
+
+    def _feed(self, stdin: IO[bytes]) -> None:
+        # Buildx that fails early closes its end; its own words on stderr are the error then.
+        with suppress(OSError), stdin:
+            if isinstance(self._context, bytes):
+                stdin.write(self._context)
+            else:
+                shutil.copyfileobj(self._context, stdin, 1 << 20)
+
+
+def find_buildx() -> str:
+    """Return the path of a buildx that is new enough, from the PATH or Docker's plugin folders.
+
+    Raises:
+        Unsuitable: there is none.
+    """
+    folders = [*os.environ.get("PATH", "").split(os.pathsep)]
+    config = os.environ.get("DOCKER_CONFIG") or str(Path.home() / ".docker")
+    folders += [str(Path(config) / "cli-plugins"), *_PLUGIN_FOLDERS]
+    found = shutil.which("docker-buildx", path=os.pathsep.join(folders))
+    if found is None:
+        raise Unsuitable("the buildx plugin is not installed")
+    try:
+        said = subprocess.run(
+            [found, "version"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
+        raise Unsuitable(f"{found} does not run ({type(error).__name__})") from error
+    version = re.search(r"\bv?(\d+)\.(\d+)\.\d+", said)
+    if version is None or (int(version[1]), int(version[2])) < _OLDEST:
+        raise Unsuitable(f"{found} is older than 0.13: {said.strip()}")
+    return found
+
+
+def _read(line: bytes, trace: Trace, said: list[str]) -> Iterator[BuildEvent]:
+    """Turn one line of buildx's into events; what is not progress is kept in `said`."""
+    try:
+        document = json.loads(line)
+        update = status_from_json(document)
+    except (ValueError, WireError):
+        if text := line.decode(errors="replace").rstrip():
+            said.append(text)
+        return
+    yield from trace.update(update)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Cancel the build: buildx tells the engine when it is interrupted. Then make sure it is gone."""
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    patience = threading.Timer(_CANCEL_SECONDS, process.kill)
+    patience.start()
+    try:
+        # Its stderr is read on, or it might wait for us while we wait for it.
+        for _ in process.stderr or ():
+            pass
+        process.wait()
+    finally:
+        process.kill()
+        patience.cancel()
+        patience.join()
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder of our own (0700), in memory where the system has such a place; removed in every case."""
+    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes an own folder in it
+    with tempfile.TemporaryDirectory(
+        prefix="modelbake-", dir=memory if os.access(memory, os.W_OK) else None
+    ) as name:
+        yield Path(name)
+
+
+@contextmanager
+def _secret_file(private: Path, secret: Secret) -> Iterator[tuple[str, int | None]]:
+    """Yield a path from which a child reads the secret, and the descriptor it has to inherit for that."""
+    value = secret.reveal_bytes()
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("modelbake")
+        try:
+            with os.fdopen(descriptor, "wb", closefd=False) as file:
+                file.write(value)
+            yield f"/proc/self/fd/{descriptor}", descriptor
+        finally:
+            os.close(descriptor)
+    else:
+        descriptor, name = tempfile.mkstemp(dir=private)  # 0600
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(value)
+        yield name, None
+
+
+def _credentials(request: BuildRequest) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield `auths` entries for the registries that the context's Dockerfile names."""
+    from modelbake.dockerconfig import split_reference
+
+    registries = set()
+    for groups in _IMAGE.findall(_dockerfile(request.context)):
+        with suppress(UsageError, UnicodeDecodeError):  # a variable, say; then buildx says what is wrong
+            registries.add(split_reference(b"".join(groups).decode()).registry)
+    for registry in sorted(registries):
+        found = request.registries.for_registry(registry) if request.registries is not None else None
+        if found is None:
+            continue
+        key = "https://index.docker.io/v1/" if registry == "docker.io" else registry
+        if found.identity_token:
+            yield key, {"identitytoken": found.identity_token.reveal()}
+        else:
+            pair = found.username.encode() + b":" + found.password.reveal_bytes()
+            yield key, {"auth": base64.b64encode(pair).decode()}
+
+
+def _dockerfile(context: bytes | IO[bytes]) -> bytes:
+    """Return the Dockerfile of a context; a file is rewound to where it stood."""
+    stream = io.BytesIO(context) if isinstance(context, bytes) else context
+    start = stream.tell()
+    try:
+        with tarfile.open(fileobj=stream) as tar:
+            for member in tar:
+                if member.name.removeprefix("./") == "Dockerfile" and (file := tar.extractfile(member)):
+                    return file.read(_LONGEST_DOCKERFILE)
+    except tarfile.TarError as error:
+        raise EngineError("the build context is not a tar archive") from error
+    finally:
+        stream.seek(start)
+    return b""

@@ -1,0 +1,249 @@
+"""One build: a context, secrets and registry credentials in, an image out, events on the way.
+
+Two transports stand behind one interface, Builder: a session over the Docker SDK's own connection, and the
+`buildx` program for an engine that has no sessions (Engine API 1.53 announces their end). There is no third:
+build arguments would leave a secret in the image's history, and the classic builder has no secrets at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+import requests
+
+from modelbake.buildkit import wire
+from modelbake.buildkit.buildx import BuildxBuilder
+from modelbake.buildkit.failure import Unsuitable, build_error, translating
+from modelbake.buildkit.progress import BuildEvent, Trace
+from modelbake.buildkit.session import Session
+from modelbake.buildkit.status import decode_status
+from modelbake.credentials import Redactor, Secret
+from modelbake.errors import EngineError
+
+if TYPE_CHECKING:
+    from modelbake.dockerconfig import RegistryAuth
+    from modelbake.engine import Engine
+
+_CANCEL_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """An image in the engine's store; `id` is 'sha256:...' of its config (containerd store: its manifest)."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What is to be built.
+
+    `context` is a tar with the Dockerfile at its top: bytes, or a file opened for reading. `network` is that
+    of RUN steps: None (the engine's default), 'none' or 'host'.
+    """
+
+    context: bytes | IO[bytes]
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    registries: RegistryAuth | None = None
+    target: str | None = None
+    tags: Sequence[str] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    no_cache: bool = False
+    network: str | None = None
+
+
+class Builder(Protocol):
+    """A way to have BuildKit build."""
+
+    def build(self, request: BuildRequest, trace: Trace, on_event: Callable[[BuildEvent], None]) -> str:
+        """Build, feed what happens to `trace` and its events to `on_event`, return the image's id.
+
+        Raises:
+            Unsuitable: this way is closed; nothing was built, the context was not touched.
+            ModelbakeError: the build failed, or the engine did.
+        """
+        ...
+
+
+def build(
+    engine: Engine,
+    context: bytes | IO[bytes],
+    *,
+    secrets: Mapping[str, Secret],
+    registries: RegistryAuth | None = None,
+    target: str | None = None,
+    tags: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+    no_cache: bool = False,
+    network: str | None = None,
+    on_event: Callable[[BuildEvent], None],
+) -> BuiltImage:
+    """Build an image with BuildKit. Ctrl-C cancels the build on the engine, too.
+
+    Args:
+        engine: where to build.
+        context: a tar with the Dockerfile at its top, as bytes or as a seekable file.
+        secrets: by id, for `RUN --mount=type=secret,id=...`; also masked in every event and error.
+        registries: credentials of private base images; None builds with public ones only.
+        target: the stage to build; None is the last one.
+        tags: names the image gets. None at all is fine: the id names it.
+        labels: labels the image gets.
+        no_cache: run every step again.
+        network: of RUN steps: None (engine's default), 'none' or 'host'.
+        on_event: called in this thread, for each event, redacted.
+
+    Raises:
+        BuildFailed: a step failed; carries its name and last lines.
+        SourceError, WrongBytes: a fetch step said so.
+        SecretMissing, DiskFull, EngineTooOld, EngineError: as they say.
+        RegistryAuthError, RegistryUnavailable: a base image could not be pulled.
+    """
+    engine.require_buildkit()
+    request = BuildRequest(
+        context, dict(secrets), registries, target, tuple(tags), dict(labels or {}), no_cache, network
+    )
+    refusals: list[str] = []
+    builders: tuple[Builder, ...] = (SessionBuilder(engine), BuildxBuilder(engine))
+    for builder in builders:
+        trace = Trace(Redactor(secrets.values()))
+        try:
+            return BuiltImage(builder.build(request, trace, on_event))
+        except Unsuitable as error:
+            refusals.append(str(error))
+    raise EngineError(
+        "no way to build with secrets: " + "; ".join(refusals),
+        subject=engine.host,
+        hint="install the buildx plugin (package docker-buildx-plugin or docker-buildx), 0.13 or newer",
+    )
+
+
+class SessionBuilder:
+    """Builds over a session on the Docker SDK's connection; no other program is needed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._api = engine.api
+
+    def build(self, request: BuildRequest, trace: Trace, on_event: Callable[[BuildEvent], None]) -> str:
+        """See Builder."""
+        with Session(self._api, secrets=request.secrets, registries=request.registries) as session:
+            return self._build(request, session, trace, on_event)
+
+    def _build(
+        self, request: BuildRequest, session: Session, trace: Trace, on_event: Callable[[BuildEvent], None]
+    ) -> str:
+        build_id = uuid.uuid4().hex
+        image_id, failure = "", ""
+        with closing(self._messages(request, session.id, build_id)) as messages:
+            try:
+                for message in messages:
+                    if message.get("id") == "moby.buildkit.trace":
+                        for event in _events(message.get("aux"), trace):
+                            on_event(event)
+                    elif message.get("id") == "moby.image.id":
+                        image_id = str(message.get("aux", {}).get("ID", ""))
+                    elif detail := message.get("errorDetail") or message.get("error"):
+                        said = detail.get("message") if isinstance(detail, dict) else detail
+                        failure = failure or str(said)
+            except BaseException:
+                self._cancel(build_id)
+                raise
+        for event in trace.finish():
+            on_event(event)
+        if failure:
+            if session.failure is not None:
+                raise session.failure
+            raise build_error(Redactor(request.secrets.values())(failure), trace)
+        if not image_id:
+            raise EngineError("the engine ended the build without an image and without an error")
+        return image_id
+
+    def _messages(
+        self, request: BuildRequest, session: str, build_id: str
+    ) -> Generator[dict[str, Any], None, None]:
+        parameters: dict[str, str | list[str]] = {
+            "version": "2",  # BuildKit
+            "session": session,
+            "buildid": build_id,
+            "t": list(request.tags),
+            "labels": json.dumps(request.labels),
+        }
+        if request.target:
+            parameters["target"] = request.target
+        if request.network:
+            parameters["networkmode"] = request.network
+        if request.no_cache:
+            parameters["nocache"] = "1"
+        with translating("build"):
+            response = self._api.post(
+                f"{self._api.base_url}/v{self._api.api_version}/build",
+                params=parameters,
+                data=request.context,
+                headers={"Content-Type": "application/x-tar"},
+                stream=True,
+                timeout=None,  # a step may be silent for as long as it likes
+            )
+        with closing(response):
+            if response.status_code != 200:
+                raise EngineError(_refusal(response), subject="build")
+            yield from json_objects(_chunks(response))
+
+    def _cancel(self, build_id: str) -> None:
+        # Closing the request ends most builds; this also ends one whose context is still being read.
+        with suppress(requests.RequestException):
+            self._api.post(
+                f"{self._api.base_url}/v{self._api.api_version}/build/cancel",
+                params={"id": build_id},
+                timeout=_CANCEL_SECONDS,
+            ).close()
+
+
+def json_objects(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a stream, one a line, however it is cut into chunks.
+
+    Raises:
+        EngineError: a line is not a JSON object.
+    """
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (_json_object(line) for line in lines if line.strip())
+    if rest.strip():
+        yield _json_object(rest)
+
+
+def _json_object(line: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        raise EngineError("the engine's answer is not JSON (a cut connection?)") from error
+    if not isinstance(document, dict):
+        raise EngineError("the engine's answer is not a JSON object")
+    return document
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    with translating("build"):
+        yield from response.iter_content(chunk_size=None)
+
+
+def _events(aux: object, trace: Trace) -> Iterator[BuildEvent]:
+    # Progress is for the eye: one message that cannot be read must not fail a build that succeeds.
+    with suppress(wire.WireError, binascii.Error):
+        if isinstance(aux, str):
+            yield from trace.update(decode_status(base64.b64decode(aux, validate=True)))
+
+
+def _refusal(response: requests.Response) -> str:
+    try:
+        said = str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        said = response.text.strip()[:500]
+    return f"the engine refused the build ({response.status_code}): {said}"

@@ -1,0 +1,100 @@
+"""The command line: finds the verb, runs it, and turns every error into a message and an exit code.
+
+A verb is a module of `modelbake.verbs` with a `SUMMARY`, `arguments(parser)` and
+`run(args, workspace, output)`; add its name to VERBS. Verbs import what they need inside `run`, so that
+`--help` and the fast verbs do not pay for Docker's or the hub's libraries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from modelbake import __version__
+from modelbake.errors import Interrupted, ModelbakeError, UsageError
+from modelbake.output import Output
+from modelbake.workspace import Workspace
+
+VERBS = ("check", "lock", "render", "build", "smoke", "push", "doctor")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UsageError instead of ending the program, with a suggestion for a mistyped verb."""
+
+    def error(self, message: str) -> NoReturn:
+        typed = next((word for word in sys.argv[1:] if f"invalid choice: {word!r}" in message), "")
+        close = difflib.get_close_matches(typed, VERBS, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"`{self.prog} --help` says what there is"
+        raise UsageError(message, hint=hint)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the program and exit. 0 is success; every error class has an exit code of its own."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    output = Output()
+    # A CI job is cancelled by SIGTERM: it has to clean up exactly as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        args = _parser().parse_args(argv)
+        output = Output(log_format=args.log_format)
+        workspace = Workspace(file=args.file, **({"images": args.images} if args.images else {}))
+        importlib.import_module(f"modelbake.verbs.{args.verb}").run(args, workspace, output)
+        sys.stdout.flush()
+        return 0
+    except ModelbakeError as error:
+        return _report(output, error)
+    except KeyboardInterrupt:
+        return _report(output, Interrupted("interrupted; nothing was left running"))
+    except BrokenPipeError:
+        # The reader of stdout went away (`build.py check | head`). Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _report(output: Output, error: ModelbakeError) -> int:
+    output.event(
+        "error",
+        str(error) if output.log_format == "text" else error.message,
+        level="error",
+        kind=type(error).__name__,
+        subject=error.subject,
+        hint=error.hint,
+        exit_code=error.exit_code,
+    )
+    return error.exit_code
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--file", type=Path, default=Path("models.yaml"), help="models.yaml (default: here)")
+    common.add_argument(
+        "--images", type=Path, help="folder of the runtimes (default: modelbake's own images/)"
+    )
+    common.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="form of stderr's lines"
+    )
+    parser = _Parser(prog="build.py", description="Private model weights into verified, slim CUDA images.")
+    parser.add_argument("--version", action="version", version=f"modelbake {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in VERBS:
+        module = importlib.import_module(f"modelbake.verbs.{name}")
+        module.arguments(
+            verbs.add_parser(name, help=module.SUMMARY, description=module.__doc__, parents=[common])
+        )
+    return parser

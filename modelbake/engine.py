@@ -1,0 +1,277 @@
+"""The Docker engine: finding it, what it is, and what it does with images and containers.
+
+The only module, with `containers`, `engine_push` and `buildkit`, that knows the Docker SDK. Its exceptions end here: every
+call is translated into modelbake.errors (see buildkit.failure).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import docker
+from docker.context import ContextAPI
+from docker.tls import TLSConfig
+from docker.utils import kwargs_from_env
+
+from modelbake.buildkit.failure import FOREIGN, START_AN_ENGINE, translate, translating
+from modelbake.containers import Container, ContainerSpec, started
+from modelbake.dockerconfig import split_reference
+from modelbake.engine_push import PushedTag, PushEvent, push
+from modelbake.errors import EngineNotFound, EngineTooOld
+from modelbake.errors import ImageNotFound as NoSuchImage
+
+if TYPE_CHECKING:
+    from modelbake.dockerconfig import RegistryCredentials
+
+OLDEST = (23, 0)
+"""The first engine whose built-in BuildKit frontend knows `COPY --link`."""
+
+_DEFAULT_HOST = "unix:///var/run/docker.sock"
+_NVIDIA_CDI = "nvidia.com/gpu"
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine says of itself. `store`: 'classic' or 'containerd'; `gpu`: it hands out NVIDIA GPUs."""
+
+    version: str
+    api_version: str
+    os: str
+    arch: str
+    store: str
+    gpu: bool
+    root_dir: str
+    name: str
+
+
+@dataclass(frozen=True)
+class LocalImage:
+    """An image in the engine's store; `size` in bytes, `created` as RFC 3339."""
+
+    id: str
+    size: int
+    labels: Mapping[str, str]
+    tags: tuple[str, ...]
+    created: str
+
+
+def connect(host: str | None = None) -> Engine:
+    """Find the engine as the docker program does, and make sure that it answers.
+
+    Order: `host`, DOCKER_HOST (with DOCKER_TLS_VERIFY, DOCKER_CERT_PATH), DOCKER_CONTEXT, the current
+    context of the Docker configuration, the default socket.
+
+    Raises:
+        EngineNotFound: none answers; says which was tried.
+        EngineTooOld: it answers, and is older than the SDK can speak to.
+    """
+    address, tls = _address(host)
+    try:
+        api = docker.APIClient(base_url=address, tls=tls or False, version="auto")
+    except FOREIGN as error:
+        failure = translate(error, address)
+        if isinstance(failure, EngineTooOld):
+            raise failure from error
+        raise EngineNotFound(_why(error), subject=address, hint=_hint(error)) from error
+    return Engine(api, address, tls)
+
+
+class Engine:
+    """A connected engine; close it, or use it in a `with` statement.
+
+    `api` is for modelbake.buildkit alone; `host` is the address it was found at.
+    """
+
+    def __init__(self, api: docker.APIClient, host: str, tls: TLSConfig | None = None) -> None:
+        self.api = api
+        self.host = host
+        self._tls = tls
+        self._cdi = False
+        with translating(host):
+            self._version: dict[str, Any] = api.version()
+        self.info = self._read_info()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.api.close()
+
+    def require_buildkit(self) -> None:
+        """Make sure that the engine can build what we render.
+
+        Raises:
+            EngineTooOld: older than 23.0, not Docker, or for Windows containers.
+        """
+        parts = [str(each.get("Name", "")) for each in self._version.get("Components") or ()]
+        if any("podman" in part.lower() for part in parts):
+            raise EngineTooOld(
+                "this is Podman, which has no BuildKit", subject=self.host, hint=START_AN_ENGINE
+            )
+        if self.info.os != "linux":
+            raise EngineTooOld(
+                f"it builds {self.info.os} images", subject=self.host, hint="use Linux containers"
+            )
+        found = re.match(r"(\d+)\.(\d+)", self.info.version)
+        if found and (int(found[1]), int(found[2])) < OLDEST:
+            raise EngineTooOld(
+                f"Docker Engine {self.info.version} is too old",
+                subject=self.host,
+                hint="update it to 23.0 or newer",
+            )
+
+    def image(self, ref: str) -> LocalImage | None:
+        """Return an image by name or id, None where the engine has none such."""
+        try:
+            with translating(ref):
+                found: dict[str, Any] = self.api.inspect_image(ref)
+        except NoSuchImage:
+            return None
+        return LocalImage(
+            id=found["Id"],
+            size=int(found.get("Size", 0)),
+            labels=dict((found.get("Config") or {}).get("Labels") or {}),
+            tags=tuple(found.get("RepoTags") or ()),
+            created=str(found.get("Created", "")),
+        )
+
+    def tag(self, image_id: str, ref: str) -> None:
+        """Give an image another name.
+
+        Raises:
+            ImageNotFound: there is no such image.
+        """
+        reference = split_reference(ref)
+        with translating(ref):
+            self.api.tag(image_id, reference.name, reference.tag or "latest")
+
+    def disk_free(self) -> int | None:
+        """Return the bytes free where the engine keeps its data; None for an engine on another machine."""
+        # Where the path exists here by chance (a container, a virtual machine), the names differ.
+        if not self.host.startswith("unix://") or self.info.name != socket.gethostname():
+            return None
+        try:
+            return shutil.disk_usage(self.info.root_dir).free
+        except OSError:
+            return None
+
+    def push(
+        self, ref: str, credentials: RegistryCredentials | None, on_event: Callable[[PushEvent], None]
+    ) -> PushedTag:
+        """Push one tag. The engine reports failures inside a successful answer: all of them are read.
+
+        Raises:
+            RegistryAuthError: the registry refused the credentials, or wants some.
+            RegistryUnavailable: the engine cannot reach it, or it keeps failing.
+            PushFailed: anything else, also an answer without a digest.
+            ImageNotFound: the engine has no such tag.
+        """
+        return push(self.api, ref, credentials, on_event)
+
+    def start(self, spec: ContainerSpec) -> AbstractContextManager[Container]:
+        """Start a container that is removed at the end of the `with` block, however it ends."""
+        return started(self.api, spec, cdi=self._cdi)
+
+    def cli_environment(self, folder: Path) -> dict[str, str]:
+        """Return the variables that point Docker's own programs here; TLS files are linked in `folder`."""
+        environment = {"DOCKER_HOST": self.host}
+        if self._tls is not None:
+            certificates = folder / "tls"
+            certificates.mkdir(mode=0o700)
+            files = zip(
+                ("cert.pem", "key.pem", "ca.pem"), (*(self._tls.cert or ()), self._tls.ca_cert), strict=False
+            )
+            for name, path in files:
+                if path:
+                    (certificates / name).symlink_to(Path(path).absolute())
+            environment |= {"DOCKER_CERT_PATH": str(certificates), "DOCKER_TLS": "1"}
+            environment |= {"DOCKER_TLS_VERIFY": "1"} if self._tls.verify else {}
+        return environment
+
+    def _read_info(self) -> EngineInfo:
+        with translating(self.host):
+            info: dict[str, Any] = self.api.info()
+        # The containerd store says so among the driver's facts; the classic one has a graph driver's instead.
+        status = json.dumps(info.get("DriverStatus") or [])
+        runtime = any("nvidia" in name.lower() for name in info.get("Runtimes") or {})
+        self._cdi = not runtime and _knows_cdi_gpus(info, local=self.host.startswith("unix://"))
+        return EngineInfo(
+            version=str(self._version.get("Version", info.get("ServerVersion", ""))),
+            api_version=self.api.api_version,
+            os=str(info.get("OSType", "")),
+            arch=str(self._version.get("Arch", info.get("Architecture", ""))),
+            store="containerd" if "io.containerd.snapshotter" in status else "classic",
+            gpu=runtime or self._cdi,
+            root_dir=str(info.get("DockerRootDir", "")),
+            name=str(info.get("Name", "")),
+        )
+
+
+def _address(host: str | None) -> tuple[str, TLSConfig | None]:
+    """Resolve an engine's address and TLS settings, as the docker program does."""
+    with translating(host or os.environ.get("DOCKER_HOST") or "docker context"):
+        from_environment = kwargs_from_env()
+        if host or from_environment.get("base_url"):
+            return host or from_environment["base_url"], from_environment.get("tls")
+        name = os.environ.get("DOCKER_CONTEXT")
+        if ContextAPI.get_context(name) is None:
+            raise EngineNotFound(
+                "no such docker context",
+                subject=name or "current context",
+                hint="`docker context ls` lists them",
+            )
+        found = ContextAPI.kwargs_from_context()
+    tls = found.get("tls")
+    return found.get("base_url") or _DEFAULT_HOST, tls if isinstance(tls, TLSConfig) else None
+
+
+def _why(error: BaseException) -> str:
+    """Return the reason at the bottom of the SDK's and HTTP client's wrapping."""
+    reason = _root(error)
+    if isinstance(reason, FileNotFoundError):
+        return "no engine answers: the socket does not exist"
+    if isinstance(reason, PermissionError):
+        return "the engine's socket may not be opened by this user"
+    if isinstance(reason, ConnectionRefusedError):
+        return "no engine answers: the connection was refused"
+    return f"no engine answers: {reason}"
+
+
+def _hint(error: BaseException) -> str:
+    if isinstance(_root(error), PermissionError):
+        return "add the user to the group `docker`, or point DOCKER_HOST at an engine of its own"
+    return START_AN_ENGINE
+
+
+def _root(error: BaseException) -> BaseException:
+    seen = {id(error)}
+    while (inner := error.__cause__ or error.__context__) is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        error = inner
+    return error
+
+
+def _knows_cdi_gpus(info: Mapping[str, Any], *, local: bool) -> bool:
+    """Tell whether CDI names NVIDIA GPUs: new engines list them, of older ones the spec folders are known."""
+    devices = info.get("DiscoveredDevices") or ()
+    if any(str(each.get("ID", "")).startswith(_NVIDIA_CDI) for each in devices):
+        return True
+    for folder in (info.get("CDISpecDirs") or ()) if local else ():
+        for spec in (*Path(folder).glob("*.json"), *Path(folder).glob("*.yaml")):
+            with suppress(OSError):
+                if _NVIDIA_CDI in spec.read_text(errors="replace"):
+                    return True
+    return False

@@ -1,0 +1,264 @@
+"""Every error modelbake raises, and the exit code each one ends the program with.
+
+    ModelbakeError                1   (never raised itself)
+    +-- UsageError                2   the command line asks for something that does not exist
+    +-- ConfigError              10   models.yaml or runtime.yaml is wrong
+    +-- LockError                11   models.lock cannot be read, or was edited by hand
+    |   +-- LockMissing          12   the model is not in models.lock
+    |   +-- LockDrift            13   models.lock no longer says what models.yaml asks for
+    +-- SourceError              20   a source answered something we cannot use
+    |   +-- SourceAuthError      21   the token is missing, wrong, or may not read this repository
+    |   +-- SourceGatedError     22   the repository's terms have to be accepted first
+    |   +-- SourceNotFound       23   no such repository (or it is private and there is no token)
+    |   +-- RevisionNotFound     24   the repository has no such branch, tag or commit
+    |   +-- NoMatchingFiles      25   include/exclude select nothing
+    |   +-- SourceUnavailable    26   the source cannot be reached
+    |   +-- WrongBytes           27   a file's bytes are not the locked ones
+    +-- RenderError              30   a template or a build context cannot be made
+    +-- EngineError              40   the Docker engine answered something we cannot use
+    |   +-- EngineNotFound       41   no engine answers
+    |   +-- EngineTooOld         42   the engine lacks BuildKit features that the Dockerfile needs
+    |   +-- DiskFull             43   the engine's disk is full, or too small for this plan
+    |   +-- SecretMissing        44   the build needs a secret that was not given
+    |   +-- BuildFailed          45   a build step failed
+    |   +-- ImageNotFound        46   the image has not been built, or is not of this lock
+    +-- SmokeError               50   the smoke run could not be carried out
+    |   +-- SmokeFailed          51   an answer was not the expected one
+    |   +-- NotReady             52   the container ended, or did not become ready in time
+    |   +-- GpuUnavailable       53   the model needs a GPU and the engine has none
+    +-- RegistryError            60   the registry answered something we cannot use
+    |   +-- RegistryUnavailable  61   the registry cannot be reached
+    |   +-- RegistryAuthError    62   the registry refused the credentials
+    |   +-- TagConflict          63   the version tag already names another digest
+    |   +-- PushFailed           64   the engine could not push the image
+    |   +-- ReadBackMismatch     65   the registry holds something else than was pushed
+    |   +-- ReportMissing        66   no passing smoke report for this very image
+    +-- DoctorFailed             70   `doctor` found something to mend
+    +-- Interrupted             130   Ctrl-C
+
+Only `modelbake.cli` catches these. Code that talks to the outside translates foreign exceptions into
+them with `raise ... from`, so that a traceback always means a defect of modelbake.
+"""
+
+from __future__ import annotations
+
+
+class ModelbakeError(Exception):
+    """An error with a subject (what it is about), a message (what is wrong) and a hint (what to do)."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, subject: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.subject = subject
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Return `subject: message`, with the hint on lines of its own."""
+        text = f"{self.subject}: {self.message}" if self.subject else self.message
+        return f"{text}\n  hint: {self.hint}" if self.hint else text
+
+
+class UsageError(ModelbakeError):
+    """The command line asks for something that does not exist."""
+
+    exit_code = 2
+
+
+class ConfigError(ModelbakeError):
+    """models.yaml or runtime.yaml is wrong; the message has one `file:line:column: key: problem` a line."""
+
+    exit_code = 10
+
+
+class LockError(ModelbakeError):
+    """models.lock cannot be read, or holds what `lock` never writes."""
+
+    exit_code = 11
+
+
+class LockMissing(LockError):
+    """The model is not in models.lock."""
+
+    exit_code = 12
+
+
+class LockDrift(LockError):
+    """models.lock no longer says what models.yaml, or the upstream repository, says."""
+
+    exit_code = 13
+
+
+class SourceError(ModelbakeError):
+    """A source answered something we cannot use."""
+
+    exit_code = 20
+
+
+class SourceAuthError(SourceError):
+    """The token is missing, wrong, or may not read this repository."""
+
+    exit_code = 21
+
+
+class SourceGatedError(SourceError):
+    """The repository's terms have to be accepted first."""
+
+    exit_code = 22
+
+
+class SourceNotFound(SourceError):
+    """There is no such repository, or it is private and no token was given."""
+
+    exit_code = 23
+
+
+class RevisionNotFound(SourceError):
+    """The repository has no such branch, tag or commit."""
+
+    exit_code = 24
+
+
+class NoMatchingFiles(SourceError):
+    """`include` and `exclude` together select no file."""
+
+    exit_code = 25
+
+
+class SourceUnavailable(SourceError):
+    """The source cannot be reached, or keeps failing."""
+
+    exit_code = 26
+
+
+class WrongBytes(SourceError):
+    """A file's bytes are not the locked ones."""
+
+    exit_code = 27
+
+
+class RenderError(ModelbakeError):
+    """A template or a build context cannot be made."""
+
+    exit_code = 30
+
+
+class EngineError(ModelbakeError):
+    """The Docker engine answered something we cannot use."""
+
+    exit_code = 40
+
+
+class EngineNotFound(EngineError):
+    """No Docker engine answers."""
+
+    exit_code = 41
+
+
+class EngineTooOld(EngineError):
+    """The engine lacks a BuildKit feature that the Dockerfile needs."""
+
+    exit_code = 42
+
+
+class DiskFull(EngineError):
+    """The engine's disk is full, or too small for this plan."""
+
+    exit_code = 43
+
+
+class SecretMissing(EngineError):
+    """The build needs a secret that was not given."""
+
+    exit_code = 44
+
+
+class BuildFailed(EngineError):
+    """A build step failed."""
+
+    exit_code = 45
+
+
+class ImageNotFound(EngineError):
+    """The image has not been built here, or was built from another lock."""
+
+    exit_code = 46
+
+
+class SmokeError(ModelbakeError):
+    """The smoke run could not be carried out."""
+
+    exit_code = 50
+
+
+class SmokeFailed(SmokeError):
+    """An answer was not the expected one."""
+
+    exit_code = 51
+
+
+class NotReady(SmokeError):
+    """The container ended, or did not become ready in time."""
+
+    exit_code = 52
+
+
+class GpuUnavailable(SmokeError):
+    """The model needs a GPU and the engine has none."""
+
+    exit_code = 53
+
+
+class RegistryError(ModelbakeError):
+    """The registry answered something we cannot use."""
+
+    exit_code = 60
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry cannot be reached, or keeps failing."""
+
+    exit_code = 61
+
+
+class RegistryAuthError(RegistryError):
+    """The registry refused the credentials, or there are none for it."""
+
+    exit_code = 62
+
+
+class TagConflict(RegistryError):
+    """The version tag already names another digest."""
+
+    exit_code = 63
+
+
+class PushFailed(RegistryError):
+    """The engine could not push the image."""
+
+    exit_code = 64
+
+
+class ReadBackMismatch(RegistryError):
+    """What the registry gives back is not what was pushed."""
+
+    exit_code = 65
+
+
+class ReportMissing(RegistryError):
+    """There is no passing smoke report for this very image."""
+
+    exit_code = 66
+
+
+class DoctorFailed(ModelbakeError):
+    """`doctor` found something that has to be mended first."""
+
+    exit_code = 70
+
+
+class Interrupted(ModelbakeError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130

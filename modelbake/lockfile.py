@@ -1,0 +1,293 @@
+"""Reads and writes models.lock. The reader takes nothing on trust: people merge, edit and paste such files.
+
+What `write_lock` writes, `read_lock` gives back; what it would never write, `read_lock` refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Container
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+from modelbake.errors import LockError
+from modelbake.grammar import HUB, NAME, PATTERN, REVISION, SOURCE, Grammar, holds_a_secret
+from modelbake.locked import Lock, LockedFile, LockedModel
+from modelbake.weightpath import conflicting_paths, path_problem, shown
+
+SCHEMA = 1
+MAX_FILE_BYTES = 64 * 1024 * 1024  # of models.lock itself: about 500,000 files
+_MAX_SIZE = 2**63 - 1  # of a weight file: what a file system can count
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |$)", re.MULTILINE)
+_REMEDY_ALL = "restore it with git, or run `build.py lock` to write it anew"
+
+
+class _Problem(Exception):
+    """What is wrong, and the keys that lead there."""
+
+    def __init__(self, problem: str, *keys: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.keys = keys
+
+    def under(self, key: str) -> _Problem:
+        return _Problem(self.problem, key, *self.keys)
+
+    @property
+    def where(self) -> str:
+        return "".join(key if key.startswith("[") else f".{key}" for key in self.keys).removeprefix(".")
+
+
+def read_lock(path: Path, *, replacing: Container[str] = ()) -> Lock:
+    """Read and check models.lock; a file that does not exist is an empty lock.
+
+    Args:
+        path: the file.
+        replacing: names about to be locked anew. A wrong entry of theirs is left out instead of refused, so
+            that the remedy which the errors name does work.
+
+    Raises:
+        LockError: unreadable, not JSON, or not what `write_lock` writes; names file, key and remedy.
+    """
+    try:
+        content = _read_bytes(path)
+    except FileNotFoundError:
+        return Lock()
+    except OSError as error:
+        raise LockError(f"cannot be read ({error.strerror})", subject=str(path)) from error
+    return decode_lock(content, subject=str(path), replacing=replacing)
+
+
+def write_lock(path: Path, lock: Lock) -> bool:
+    """Write models.lock atomically; return whether its content changed. Unchanged content is left alone.
+
+    Raises:
+        LockError: the file cannot be written, or `lock` holds what `read_lock` would refuse.
+    """
+    content = encode_lock(lock)
+    decode_lock(content, subject=str(path))  # a file that we would refuse to read must not come into being
+    try:
+        target = path.resolve()  # a link stays a link
+        if target.is_file() and target.read_bytes() == content:
+            return False
+        _replace(target, content)
+    except OSError as error:
+        raise LockError(f"cannot be written ({error.strerror})", subject=str(path)) from error
+    return True
+
+
+def encode_lock(lock: Lock) -> bytes:
+    """Return the file's bytes: the same facts give the same bytes."""
+    models = {
+        name: {
+            "source": model.source,
+            "hub": model.hub,
+            "revision": model.revision,
+            "commit": model.commit,
+            "include": list(model.include),
+            "exclude": list(model.exclude),
+            "files": [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in model.files],
+        }
+        for name, model in lock.models.items()
+    }
+    text = json.dumps({"schema": SCHEMA, "models": models}, indent=2, sort_keys=True, ensure_ascii=False)
+    # A lone surrogate has no UTF-8 form; escaped it reaches the reader, which refuses it by name.
+    return f"{text}\n".encode(errors="backslashreplace")
+
+
+def decode_lock(content: bytes, *, subject: str = "models.lock", replacing: Container[str] = ()) -> Lock:
+    """Check a lock's bytes and return what they say; see `read_lock`. `subject` names the file in errors."""
+    try:
+        document = _parse(content)
+        _keys(document, {"schema", "models"})
+        if document["schema"] != SCHEMA or type(document["schema"]) is not int:
+            raise _Problem(
+                f"expected {SCHEMA}, got {_got(document['schema'])}: another modelbake wrote it", "schema"
+            )
+        entries = _expect(document["models"], dict, "an object", "models")
+    except _Problem as problem:
+        raise _error(subject, problem, _REMEDY_ALL) from None
+    models: dict[str, LockedModel] = {}
+    for name, entry in entries.items():
+        if not NAME.matches(name):
+            raise _error(subject, _Problem(f"{shown(name)!r} is not a model's name", "models"), _REMEDY_ALL)
+        try:
+            models[name] = _model(name, entry)
+        except _Problem as problem:
+            if name not in replacing:
+                remedy = f"run `build.py lock {name}`; models.lock is not for editing by hand"
+                raise _error(subject, problem.under(name).under("models"), remedy) from None
+    return Lock(dict(sorted(models.items())))
+
+
+def _read_bytes(path: Path) -> bytes:
+    # O_NONBLOCK: opening a named pipe must not wait for somebody to write.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise LockError("is not a regular file", subject=str(path))
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise LockError(f"is larger than {MAX_FILE_BYTES:,} bytes", subject=str(path), hint=_REMEDY_ALL)
+    return content
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Put a complete file in the place of `target`, or leave everything as it was."""
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o644
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)  # the new name has to survive a power cut, too
+    finally:
+        os.close(folder)
+
+
+def _parse(content: bytes) -> Any:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _Problem(f"line {line}: is not UTF-8") from None
+    if conflict := _CONFLICT.search(text):
+        line = text.count("\n", 0, conflict.start()) + 1
+        raise _Problem(f"line {line}: holds a merge conflict")
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise _Problem(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise _Problem("is nested too deeply") from None
+    except ValueError:  # an integer of thousands of digits
+        raise _Problem("holds a number that is out of range") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _Problem(f"the key {shown(twice)!r} stands twice in one object")
+    return made
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _Problem(f"holds {name}, which is not JSON")
+
+
+def _model(name: str, entry: Any) -> LockedModel:
+    _keys(entry, {"source", "hub", "revision", "commit", "include", "exclude", "files"})
+    return LockedModel(
+        name=name,
+        source=_of(SOURCE, entry["source"], "source"),
+        hub=_of(HUB, entry["hub"], "hub"),
+        revision=_of(REVISION, entry["revision"], "revision"),
+        commit=_hex(_COMMIT, 40, entry["commit"], "commit"),
+        include=_patterns(entry["include"], "include"),
+        exclude=_patterns(entry["exclude"], "exclude"),
+        files=_files(entry["files"]),
+    )
+
+
+def _files(value: Any) -> tuple[LockedFile, ...]:
+    _expect(value, list, "a list", "files")
+    if not value:
+        raise _Problem("is empty: a model has at least one file", "files")
+    files: list[LockedFile] = []
+    for index, item in enumerate(value):
+        try:
+            files.append(_file(item))
+        except _Problem as problem:
+            raise problem.under(f"[{index}]").under("files") from None
+    paths = [file.path for file in files]
+    if clash := conflicting_paths(paths):
+        raise _Problem(f"{clash[0]!r} and {clash[1]!r} cannot both exist", "files")
+    _sorted(paths, "files")
+    return tuple(files)
+
+
+def _file(item: Any) -> LockedFile:
+    _keys(item, {"path", "size", "sha256"})
+    path, size = item["path"], item["size"]
+    _expect(path, str, "a text", "path")
+    if problem := path_problem(path):
+        raise _Problem(f"{shown(path)!r} {problem}", "path")
+    if type(size) is not int or not 0 <= size <= _MAX_SIZE:
+        raise _Problem(f"expected a number of bytes, got {_got(size)}", "size")
+    return LockedFile(path, size, _hex(_SHA256, 64, item["sha256"], "sha256"))
+
+
+def _patterns(value: Any, key: str) -> tuple[str, ...]:
+    _expect(value, list, "a list of patterns", key)
+    texts = [_of(PATTERN, item, f"{key}[{index}]") for index, item in enumerate(value)]
+    if len(set(texts)) != len(texts):
+        raise _Problem("holds a pattern twice", key)
+    _sorted(texts, key)
+    return tuple(texts)
+
+
+def _of(grammar: Grammar, value: Any, key: str) -> str:
+    if not isinstance(value, str) or not grammar.matches(value):
+        raise _Problem(f"expected {grammar.expected}, got {_got(value)}", key)
+    return value
+
+
+def _hex(grammar: re.Pattern[str], digits: int, value: Any, key: str) -> str:
+    if not isinstance(value, str) or not grammar.fullmatch(value):
+        raise _Problem(f"expected {digits} lower-case hex digits, got {_got(value)}", key)
+    return value
+
+
+def _keys(value: Any, expected: set[str]) -> None:
+    _expect(value, dict, "an object")
+    if value.keys() == expected:
+        return
+    missing, unknown = sorted(expected - value.keys()), sorted(map(shown, value.keys() - expected))
+    texts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(
+        unknown
+    )
+    raise _Problem(" and ".join(texts))
+
+
+def _expect(value: Any, kind: type, text: str, *keys: str) -> Any:
+    if not isinstance(value, kind):
+        raise _Problem(f"expected {text}, got {_got(value)}", *keys)
+    return value
+
+
+def _sorted(texts: list[str], key: str) -> None:
+    for before, after in pairwise(texts):
+        if before > after:
+            raise _Problem(f"is not sorted: {shown(after)!r} stands after {shown(before)!r}", key)
+
+
+def _got(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, str) and holds_a_secret(value):
+        return "a text that looks like a secret"
+    return shown(json.dumps(value, ensure_ascii=False), 60)
+
+
+def _error(subject: str, problem: _Problem, hint: str) -> LockError:
+    message = f"{problem.where}: {problem.problem}" if problem.where else problem.problem
+    return LockError(message, subject=subject, hint=hint)

@@ -1,0 +1,117 @@
+"""What an image manifest says: pure, no network.
+
+A manifest's digest is always computed from its bytes; what somebody else calls it is only compared with that.
+
+Sources: https://github.com/opencontainers/image-spec (manifest.md, image-index.md, descriptor.md) and
+https://distribution.github.io/distribution/spec/manifest-v2-2/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from modelbake.errors import RegistryError
+
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+INDEXES = (DOCKER_INDEX, OCI_INDEX)
+MEDIA_TYPES = (DOCKER_MANIFEST, OCI_MANIFEST, DOCKER_INDEX, OCI_INDEX)
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A manifest's pointer to other content; `size` in bytes, `platform` as `os/architecture` in an index."""
+
+    media_type: str
+    digest: str
+    size: int
+    platform: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest's exact bytes with their media type and digest."""
+
+    media_type: str
+    digest: str
+    body: bytes
+
+    @classmethod
+    def of(cls, media_type: str, body: bytes) -> Manifest:
+        """Return the manifest made of these bytes.
+
+        Raises RegistryError where they are no JSON object, or name another media type inside: two readers
+        could then take one digest for two different things.
+        """
+        manifest = cls(media_type, digest_of(body), body)
+        if media_type not in MEDIA_TYPES:
+            raise manifest._unusable(f"is of an unknown media type {media_type!r}")
+        said = manifest._document().get("mediaType", media_type)
+        if said != media_type:
+            raise manifest._unusable(f"came as {media_type} but calls itself {said!r}")
+        return manifest
+
+    @property
+    def is_index(self) -> bool:
+        """Whether it lists manifests of several platforms."""
+        return self.media_type in INDEXES
+
+    @property
+    def config(self) -> Descriptor:
+        """The image configuration; its digest is the image id of Docker's classic store."""
+        return self._descriptor("config", self._document().get("config"))
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        """The layers, bottom first."""
+        return self._descriptors("layers")
+
+    @property
+    def manifests(self) -> tuple[Descriptor, ...]:
+        """The manifests that an index lists."""
+        return self._descriptors("manifests")
+
+    def _document(self) -> dict[str, Any]:
+        try:
+            document = json.loads(self.body)
+        except (ValueError, RecursionError):
+            raise self._unusable("is not JSON") from None
+        if not isinstance(document, dict):
+            raise self._unusable("is not a JSON object")
+        return document
+
+    def _descriptors(self, key: str) -> tuple[Descriptor, ...]:
+        items = self._document().get(key)
+        if not isinstance(items, list):
+            raise self._unusable(f"has no list of {key}")
+        return tuple(self._descriptor(f"{key}[{number}]", item) for number, item in enumerate(items))
+
+    def _descriptor(self, where: str, item: Any) -> Descriptor:
+        if not isinstance(item, dict):
+            raise self._unusable(f"has no {where}")
+        digest, size, media_type = item.get("digest"), item.get("size"), item.get("mediaType", "")
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise self._unusable(f"{where} has no sha256 digest")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0 or not isinstance(media_type, str):
+            raise self._unusable(f"{where} has no size")
+        platform = item.get("platform")
+        name = None
+        if isinstance(platform, dict):
+            name = f"{platform.get('os')}/{platform.get('architecture')}"
+        return Descriptor(media_type, digest, size, name)
+
+    def _unusable(self, problem: str) -> RegistryError:
+        return RegistryError(f"the manifest {problem}", subject=self.digest)
+
+
+def digest_of(body: bytes) -> str:
+    """Return `sha256:` and the hex digest of the bytes."""
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"

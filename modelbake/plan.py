@@ -1,0 +1,176 @@
+"""A plan: everything that a build needs to know, resolved before anything runs. Pure.
+
+The weights are cut into groups; each group becomes one builder stage and one layer of the image. A large
+file is a group of its own, so that a changed shard is fetched again alone; small files share one, because
+a layer has a price of its own at every pull.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelbake.config import Config, ModelSpec
+from modelbake.lock import LockedFile, LockedModel
+from modelbake.runtime import Runtime
+
+MIB = 1024 * 1024
+OWN_GROUP_BYTES = 64 * MIB  # from this size on a file is a group of its own
+BUNDLE_BYTES = 256 * MIB  # small files are bundled up to this much
+# overlay2 stacks 128 layers at most, and the base and the runtime need theirs.
+MAX_GROUPS = 80
+
+LABEL_PREFIX = "io.modelbake."
+
+
+@dataclass(frozen=True)
+class WeightGroup:
+    """Files that are fetched, cached and layered together, sorted by path."""
+
+    files: tuple[LockedFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def manifest(self) -> bytes:
+        """Return what the builder stage is keyed by: paths, sizes and digests, not where they come from."""
+        return encode_json({"schema": 1, "files": [_file_facts(file) for file in self.files]})
+
+    @property
+    def digest(self) -> str:
+        """64 hex digits naming this group's content."""
+        return hashlib.sha256(self.manifest()).hexdigest()
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """One model version, ready to be rendered."""
+
+    spec: ModelSpec
+    locked: LockedModel
+    runtime: Runtime
+    base: str
+    requirements: str | None
+    groups: tuple[WeightGroup, ...]
+    repository: str
+    labels: Mapping[str, str]
+    runtime_env: Mapping[str, str]
+    model_env: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The model's name in models.yaml."""
+        return self.spec.name
+
+    @property
+    def version(self) -> str:
+        """The model's semantic version."""
+        return self.spec.version
+
+    @property
+    def local_tag(self) -> str:
+        """The engine's name for the built image; it names no registry, so nothing pushes it by accident."""
+        return f"modelbake/{self.name}:{self.version}"
+
+    def manifest(self) -> bytes:
+        """Return the manifest that is baked into the image and verified at every start."""
+        return encode_json(
+            {
+                "schema": 1,
+                "model": self.name,
+                "version": self.version,
+                "source": self.locked.source,
+                "commit": self.locked.commit,
+                "lock": self.locked.digest,
+                "files": [_file_facts(file) for file in self.locked.files],
+            }
+        )
+
+    def sources(self) -> bytes:
+        """Return where the weights are fetched from.
+
+        It reaches the builder as a secret mount: BuildKit leaves secrets out of its cache keys, so a moved
+        commit or another mirror with the same bytes fetches nothing again.
+        """
+        return encode_json(
+            {
+                "schema": 1,
+                "kind": "hf",
+                "endpoint": self.locked.hub,
+                "repo": self.locked.source.removeprefix("hf://"),
+                "revision": self.locked.commit,
+            }
+        )
+
+
+def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Runtime) -> BuildPlan:
+    """Resolve one model to a plan. `runtime` has been checked to offer the model's device."""
+    base = spec.base or runtime.base
+    build = "cpu" if spec.device == "cpu" else "cuda"
+    labels = {
+        **spec.labels,
+        "org.opencontainers.image.title": spec.name,
+        "org.opencontainers.image.version": spec.version,
+        "org.opencontainers.image.base.name": base,
+        "org.opencontainers.image.base.digest": base.rpartition("@")[2],
+        LABEL_PREFIX + "model": spec.name,
+        LABEL_PREFIX + "version": spec.version,
+        LABEL_PREFIX + "source": locked.source,
+        LABEL_PREFIX + "commit": locked.commit,
+        LABEL_PREFIX + "lock": locked.digest,
+        LABEL_PREFIX + "runtime": runtime.name,
+        LABEL_PREFIX + "device": spec.device,
+    }
+    # Two sets, because the `runtime` stage names no model: every model of a runtime shares its layers.
+    runtime_env = {**runtime.env, "MODELBAKE_WEIGHTS": "/models", "MODELBAKE_PORT": str(runtime.port)}
+    model_env = {**spec.env, "MODELBAKE_MODEL": spec.name, "MODELBAKE_VERSION": spec.version}
+    return BuildPlan(
+        spec=spec,
+        locked=locked,
+        runtime=runtime,
+        base=base,
+        requirements=runtime.builds.get(build),
+        groups=group_files(locked.files),
+        repository=f"{config.registry}/{spec.name}",
+        labels=dict(sorted(labels.items())),
+        runtime_env=dict(sorted(runtime_env.items())),
+        model_env=dict(sorted(model_env.items())),
+    )
+
+
+def group_files(files: Sequence[LockedFile], max_groups: int = MAX_GROUPS) -> tuple[WeightGroup, ...]:
+    """Cut files into at most `max_groups` groups; the same files give the same groups, in the same order."""
+    ordered = sorted(files, key=lambda file: file.path)
+    groups = [[file] for file in ordered if file.size >= OWN_GROUP_BYTES]
+    bundle: list[LockedFile] = []
+    bundled = 0
+    for file in ordered:
+        if file.size >= OWN_GROUP_BYTES:
+            continue
+        if bundle and bundled + file.size > BUNDLE_BYTES:
+            groups.append(bundle)
+            bundle, bundled = [], 0
+        bundle.append(file)
+        bundled += file.size
+    if bundle:
+        groups.append(bundle)
+    while len(groups) > max_groups:
+        # Merging the two lightest costs the least when one of their files changes.
+        groups.sort(key=lambda group: (sum(file.size for file in group), group[0].path))
+        groups[:2] = [groups[0] + groups[1]]
+    sorted_groups = (tuple(sorted(group, key=lambda file: file.path)) for group in groups)
+    return tuple(WeightGroup(group) for group in sorted(sorted_groups, key=lambda group: group[0].path))
+
+
+def encode_json(document: Any) -> bytes:
+    """Encode a document so that the same content has the same bytes."""
+    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _file_facts(file: LockedFile) -> dict[str, Any]:
+    return {"path": file.path, "size": file.size, "sha256": file.sha256}

@@ -1,0 +1,110 @@
+"""A small client of the registry API: manifests, tags, and whether a blob is there.
+
+It trusts nothing it can compute: a manifest's digest comes from its bytes.
+
+Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
+"""
+
+from __future__ import annotations
+
+import re
+
+from modelbake.errors import ReadBackMismatch, RegistryError
+from modelbake.manifest import MEDIA_TYPES, Manifest
+from modelbake.registryhttp import RegistryConnection, Reply, document_of, said
+
+_MOST_PAGES = 1000
+
+
+class Registry(RegistryConnection):
+    """One registry, spoken to over a `RegistryConnection`: a context manager with the same arguments."""
+
+    def ping(self) -> None:
+        """Return if the registry answers and takes the credentials; raise a RegistryError otherwise."""
+        reply = self.ask("GET", "/v2/", scope="")
+        if reply.status != 200:
+            raise self._refused(reply, "does not speak the registry API")
+
+    def manifest(self, repository: str, reference: str) -> Manifest | None:
+        """Return the manifest under a tag or digest, None where there is none.
+
+        Raises ReadBackMismatch where its bytes have another digest than asked for, or than the registry says.
+        """
+        subject = f"{self.host}/{repository}{'@' if ':' in reference else ':'}{reference}"
+        reply = self.ask(
+            "GET",
+            f"/v2/{repository}/manifests/{reference}",
+            scope=f"repository:{repository}:pull",
+            headers={"Accept": ", ".join(MEDIA_TYPES)},
+        )
+        if reply.status == 404:
+            return None
+        if reply.status != 200:
+            raise self._refused(reply, "would not give the manifest", subject)
+        media_type = reply.headers.get("Content-Type", "").partition(";")[0].strip()
+        manifest = Manifest.of(media_type, reply.body)
+        for who, digest in (
+            ("it was asked for", reference if ":" in reference else None),
+            ("the registry says", reply.headers.get("Docker-Content-Digest")),
+        ):
+            if digest is not None and digest != manifest.digest:
+                raise ReadBackMismatch(
+                    f"the manifest's bytes are {manifest.digest}, but {who} {digest}",
+                    subject=subject,
+                    hint="something between here and the registry, or the registry itself, changes content",
+                )
+        return manifest
+
+    def put_manifest(self, repository: str, tag: str, manifest: Manifest) -> str:
+        """Store the manifest's very bytes under a tag; return their digest."""
+        subject = f"{self.host}/{repository}:{tag}"
+        reply = self.ask(
+            "PUT",
+            f"/v2/{repository}/manifests/{tag}",
+            scope=f"repository:{repository}:pull,push",
+            headers={"Content-Type": manifest.media_type},
+            content=manifest.body,
+        )
+        if reply.status != 201:
+            raise self._refused(reply, "would not take the manifest", subject)
+        stored = reply.headers.get("Docker-Content-Digest", manifest.digest)
+        if stored != manifest.digest:
+            raise ReadBackMismatch(
+                f"sent {manifest.digest}, but the registry stored {stored}", subject=subject
+            )
+        return manifest.digest
+
+    def blob_size(self, repository: str, digest: str) -> int | None:
+        """Return the size of a blob in bytes as the registry says it, None where it has none."""
+        subject = f"{self.host}/{repository}@{digest}"
+        path = f"/v2/{repository}/blobs/{digest}"
+        reply = self.ask("HEAD", path, scope=f"repository:{repository}:pull")
+        if reply.status == 404:
+            return None
+        length = reply.headers.get("Content-Length", "")
+        if reply.status != 200 or not re.fullmatch(r"[0-9]{1,18}", length):
+            raise self._refused(reply, "would not say whether it has the blob, and its size", subject)
+        return int(length)
+
+    def tags(self, repository: str) -> list[str]:
+        """Return the repository's tags, sorted; none where there is no such repository."""
+        subject = f"{self.host}/{repository}"
+        found: set[str] = set()
+        path: str | None = f"/v2/{repository}/tags/list"
+        for _ in range(_MOST_PAGES):
+            if path is None:
+                return sorted(found)
+            reply = self.ask("GET", path, scope=f"repository:{repository}:pull")
+            if reply.status == 404:
+                return []
+            listed = document_of(reply.body).get("tags", [])
+            listed = [] if listed is None else listed  # what a registry answers when the last tag is gone
+            if reply.status != 200 or not isinstance(listed, list):
+                raise self._refused(reply, "would not list the tags", subject)
+            found.update(tag for tag in listed if isinstance(tag, str))
+            link = re.match(r'\s*<([^>]+)>\s*;\s*rel="?next"?', reply.headers.get("Link", ""))
+            path = link[1] if link else None
+        raise RegistryError(f"lists tags on more than {_MOST_PAGES} pages", subject=subject)
+
+    def _refused(self, reply: Reply, problem: str, subject: str = "") -> RegistryError:
+        return RegistryError(f"the registry {problem} ({said(reply)})", subject=subject or self.host)

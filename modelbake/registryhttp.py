@@ -1,0 +1,386 @@
+"""One registry's HTTP: which scheme, who may see credentials, redirects, retries, and foreign exceptions.
+
+Plain HTTP is spoken to loopback hosts only. Credentials go to the registry itself and to the token service
+it names, never to the target of a redirect. Every exception of the HTTP library becomes one of
+`modelbake.errors`.
+
+Sources: https://distribution.github.io/distribution/spec/auth/ (token, oauth2), RFC 9110 section 11.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import ipaddress
+import json
+import os
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from modelbake.credentials import Secret
+from modelbake.dockerconfig import DOCKER_HUB, RegistryCredentials, registry_key
+from modelbake.errors import (
+    RegistryAuthError,
+    RegistryError,
+    RegistryUnavailable,
+    UsageError,
+)
+
+_HUB_HOST = "registry-1.docker.io"  # where docker.io's API answers
+_LARGEST_REPLY = 8 << 20  # bytes; registries themselves accept manifests up to 4 MiB
+_LONGEST_REPLY = 120.0  # seconds for one reply to arrive completely
+_LONGEST_WAIT = 60.0  # seconds; a larger Retry-After is not waited out
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MOST_REDIRECTS = 5
+_LOGIN_HINT = (
+    "`docker login {host}`, or set MODELBAKE_REGISTRY, MODELBAKE_REGISTRY_USER and"
+    " MODELBAKE_REGISTRY_PASSWORD_FILE"
+)
+FOREIGN = (httpx2.HTTPError, httpx2.InvalidURL, httpx2.CookieConflict, httpx2.StreamError)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One finished HTTP reply."""
+
+    status: int
+    headers: httpx2.Headers
+    body: bytes
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host[:port]` is this machine, to which Docker and we speak plain HTTP."""
+    name = re.sub(r":[0-9]+$", "", host) if not host.endswith("]") else host
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def parse_challenges(header: str) -> dict[str, dict[str, str]]:
+    """Parse `WWW-Authenticate` into `{scheme in lower case: parameters}`, as far as it makes sense."""
+    found: dict[str, dict[str, str]] = {}
+    scheme: str | None = None
+    word_of = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # RFC 9110 calls it a token
+    pattern = re.compile(
+        rf'\s*,?\s*(?:({word_of})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({word_of}))|({word_of})(?=\s|,|$))', re.ASCII
+    )
+    position = 0
+    while match := pattern.match(header, position):
+        position = match.end()
+        name, quoted, plain, word = match.groups()
+        if word is not None:
+            scheme = word.lower()
+            found.setdefault(scheme, {})
+        elif scheme is not None:
+            value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
+            found[scheme].setdefault(name.lower(), value)
+    return found
+
+
+class RegistryConnection:
+    """One registry. Use it as a context manager, or call `close`.
+
+    `ca_bundle` names a PEM file trusted besides the system's authorities (default: `$MODELBAKE_CA_BUNDLE`).
+    `attempts` counts how often a request is sent while the registry answers 429 or 5xx or breaks off.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        credentials: RegistryCredentials | None = None,
+        ca_bundle: Path | None = None,
+        *,
+        attempts: int = 4,
+        timeout: float = 30.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.host = registry_key(host)
+        self._credentials = credentials
+        self._attempts = attempts
+        self._sleep = sleep
+        self._basic: str | None = None
+        self._tokens: dict[str, str] = {}
+        loopback = is_loopback(self.host)
+        address = _HUB_HOST if self.host == DOCKER_HUB else self.host
+        if ca_bundle is None and (named := os.environ.get("MODELBAKE_CA_BUNDLE")):
+            ca_bundle = Path(named)
+        try:
+            self._root = httpx2.URL(f"{'http' if loopback else 'https'}://{address}")
+            self._client = httpx2.Client(
+                verify=_trust(ca_bundle),
+                timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
+                # A proxy of the environment must not be asked for this very machine.
+                trust_env=not loopback,
+                headers={"User-Agent": "modelbake", "Accept-Encoding": "identity"},
+            )
+        except (httpx2.InvalidURL, ValueError) as error:
+            # ValueError: a proxy in the environment that is no URL.
+            raise RegistryError(f"cannot be addressed: {error}", subject=self.host) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        scope: str,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+    ) -> Reply:
+        """Send a request, authenticating when asked to; raise for 401, 403 and what stays 429 or 5xx."""
+        url = self._url(path)
+        reply = self._send(method, url, headers, content, scope)
+        if reply.status == 401:
+            self._authenticate(reply, scope)
+            reply = self._send(method, url, headers, content, scope)
+        if reply.status in (401, 403):
+            known = (
+                "refused the credentials" if self._credentials else "wants credentials, and there are none"
+            )
+            raise RegistryAuthError(
+                f"{known} ({method} {url.path}: {said(reply)})",
+                subject=self.host,
+                hint=_LOGIN_HINT.format(host=self.host),
+            )
+        return reply
+
+    def _url(self, path: str) -> httpx2.URL:
+        try:
+            url = self._root.join(path)
+        except httpx2.InvalidURL as error:
+            raise RegistryError("named an address that is no URL", subject=self.host) from error
+        if url.origin != self._root.origin:
+            raise RegistryError(f"sends on to another host ({url.host})", subject=self.host)
+        return url
+
+    def _send(
+        self,
+        method: str,
+        url: httpx2.URL,
+        headers: Mapping[str, str] | None,
+        content: bytes | None,
+        scope: str,
+    ) -> Reply:
+        """Exchange one request, following redirects of reads; only the registry's host is shown who asks."""
+        for _ in range(_MOST_REDIRECTS + 1):
+            sent = dict(headers or {})
+            authorization = self._tokens.get(scope) or self._basic
+            if authorization and url.origin == self._root.origin:
+                sent["Authorization"] = authorization
+            reply = self._exchange(method, url, sent, content)
+            if reply.status not in _REDIRECTS:
+                return reply
+            if method not in ("GET", "HEAD"):
+                raise RegistryError(f"redirects a {method}, which is not followed", subject=self.host)
+            try:
+                target = url.join(reply.headers.get("Location", ""))
+            except httpx2.InvalidURL as error:
+                raise RegistryError("redirects to what is no URL", subject=self.host) from error
+            if target.scheme not in {"https", url.scheme}:
+                raise RegistryError(f"redirects from https to {target.scheme}", subject=self.host)
+            url = target
+        raise RegistryError("redirects without end", subject=self.host)
+
+    def _authenticate(self, reply: Reply, scope: str) -> None:
+        """Prepare the Authorization that the 401 asks for; raise RegistryAuthError where there is no way."""
+        challenges = parse_challenges(", ".join(reply.headers.get_list("WWW-Authenticate")))
+        self._tokens.pop(scope, None)
+        if "bearer" in challenges:
+            self._tokens[scope] = self._fetch_token(challenges["bearer"], scope)
+        elif "basic" not in challenges:
+            raise RegistryAuthError(
+                "asks for credentials in no way known here (neither Basic nor Bearer)", subject=self.host
+            )
+        elif self._credentials and self._credentials.identity_token:
+            raise RegistryAuthError(
+                "asks for a password, but only an identity token is stored for it",
+                subject=self.host,
+                hint=_LOGIN_HINT.format(host=self.host),
+            )
+        elif self._credentials:
+            self._basic = _basic(self._credentials)
+
+    def _fetch_token(self, challenge: Mapping[str, str], scope: str) -> str:
+        """Ask the token service the registry names: over HTTPS, unless both are on this machine."""
+        try:
+            realm = httpx2.URL(challenge.get("realm", ""))
+        except httpx2.InvalidURL:
+            realm = httpx2.URL("")
+        local = realm.scheme == "http" and self._root.scheme == "http" and is_loopback(realm.host)
+        if (realm.scheme != "https" and not local) or not realm.host or realm.userinfo:
+            raise RegistryAuthError(
+                f"names a token service that no credentials are sent to: {realm.scheme}://{realm.host}",
+                subject=self.host,
+            )
+        asked = {"scope": scope} if scope else {}
+        if challenge.get("service"):
+            asked["service"] = challenge["service"]
+        known = self._credentials
+        if known and known.identity_token:
+            form = {
+                "grant_type": "refresh_token",
+                "client_id": "modelbake",
+                "refresh_token": known.identity_token.reveal(),
+            } | asked
+            body = str(httpx2.QueryParams(form)).encode()
+            reply = self._exchange("POST", realm, {"Content-Type": "application/x-www-form-urlencoded"}, body)
+        else:
+            headers = {"Authorization": _basic(known)} if known else {}
+            reply = self._exchange("GET", realm.copy_merge_params(asked), headers, None)
+        if reply.status in (400, 401, 403):
+            raise RegistryAuthError(
+                f"its token service {realm.host} refused"
+                f" {'the credentials' if known else 'to answer without credentials'} ({said(reply)})",
+                subject=self.host,
+                hint=_LOGIN_HINT.format(host=self.host),
+            )
+        document = document_of(reply.body)
+        token = document.get("token") or document.get("access_token")
+        if reply.status != 200 or not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise RegistryError(
+                f"its token service {realm.host} gave no token ({said(reply)})", subject=self.host
+            )
+        return f"Bearer {token}"
+
+    def _exchange(
+        self, method: str, url: httpx2.URL, headers: Mapping[str, str], content: bytes | None
+    ) -> Reply:
+        """Send one request, again while the answer is 429, 5xx or a broken connection."""
+        for attempt in range(1, self._attempts + 1):
+            delay = 0.5 * 2 ** (attempt - 1)
+            try:
+                reply = self._receive(method, url, headers, content)
+            except FOREIGN as error:
+                failure = self._unreachable(url, error)
+                if not isinstance(error, httpx2.TransportError) or _untrusted(error):
+                    raise failure from error
+                failure.__cause__ = error
+            else:
+                if reply.status != 429 and reply.status < 500:
+                    return reply
+                failure = RegistryUnavailable(
+                    f"keeps answering {said(reply)} to {method} {url.path} ({attempt} attempts)",
+                    subject=_place(url),
+                    hint="try again later",
+                )
+                delay = max(delay, _retry_after(reply))
+            if attempt == self._attempts or delay > _LONGEST_WAIT:
+                raise failure
+            self._sleep(delay)
+        raise AssertionError("unreachable: attempts is at least 1")
+
+    def _receive(
+        self, method: str, url: httpx2.URL, headers: Mapping[str, str], content: bytes | None
+    ) -> Reply:
+        deadline = time.monotonic() + _LONGEST_REPLY
+        body = bytearray()
+        with self._client.stream(method, url, headers=headers, content=content) as response:
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > _LARGEST_REPLY:
+                    raise RegistryError(f"answers more than {_LARGEST_REPLY} bytes", subject=_place(url))
+                if time.monotonic() > deadline:
+                    raise RegistryUnavailable(
+                        f"takes longer than {_LONGEST_REPLY:.0f} s", subject=_place(url)
+                    )
+            return Reply(response.status_code, response.headers, bytes(body))
+
+    def _unreachable(self, url: httpx2.URL, error: Exception) -> RegistryUnavailable:
+        if _untrusted(error):
+            hint = "if its authority is your own, name a PEM file with it in MODELBAKE_CA_BUNDLE"
+        else:
+            hint = "is it up, and reachable from here (DNS, firewall, HTTPS_PROXY)?"
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+        return RegistryUnavailable(
+            f"cannot be reached ({kind}: {error})" if str(error) else f"cannot be reached ({kind})",
+            subject=_place(url),
+            hint=hint,
+        )
+
+
+def _trust(ca_bundle: Path | None) -> ssl.SSLContext:
+    context = httpx2.create_ssl_context()
+    if ca_bundle is not None:
+        try:
+            context.load_verify_locations(cafile=ca_bundle)
+        except OSError as error:  # ssl.SSLError is one too
+            raise UsageError(
+                f"cannot be read as certificates ({error.strerror or error})",
+                subject=f"MODELBAKE_CA_BUNDLE={ca_bundle}",
+                hint="name a PEM file",
+            ) from error
+    return context
+
+
+def _basic(credentials: RegistryCredentials) -> str:
+    pair = Secret(f"{credentials.username}:{credentials.password.reveal()}")
+    return f"Basic {base64.b64encode(pair.reveal_bytes()).decode()}"
+
+
+def _untrusted(error: BaseException | None) -> bool:
+    """Tell whether a certificate check is behind an error: sending the request again cannot mend that."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _place(url: httpx2.URL) -> str:
+    """Return where a URL leads, without its path and query: a presigned query is a secret."""
+    return f"{url.scheme}://{url.netloc.decode()}"
+
+
+def document_of(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is, empty where it is none."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def said(reply: Reply) -> str:
+    """Return the status and the first error a registry's reply names, in one short printable line."""
+    errors = document_of(reply.body).get("errors")
+    first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
+    words = " ".join(str(first[key]) for key in ("code", "message") if first.get(key))
+    words = re.sub(r"[^\x20-\x7e]+", " ", words)[:200]
+    return f"HTTP {reply.status} {words}".rstrip()
+
+
+def _retry_after(reply: Reply) -> float:
+    """Return the seconds a reply asks to wait, 0 where it says nothing usable."""
+    value = reply.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        return float(value)
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    try:
+        return max(0.0, moment.timestamp() - time.time())
+    except (OverflowError, OSError):
+        return 0.0

@@ -1,0 +1,84 @@
+"""From a plan to a build context: the rendered Dockerfile and every file it copies. Pure but for reading
+the template and the programs.
+
+The Dockerfile is `templates/Dockerfile.j2`; this is the only module that knows Jinja2.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from modelbake.context import Context
+from modelbake.errors import RenderError
+from modelbake.plan import BuildPlan
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
+
+
+def render(plan: BuildPlan, *, templates: Path, images: Path) -> Context:
+    """Render a plan. The same plan, templates and programs give the same bytes.
+
+    Raises RenderError when a template is wrong or a named program does not exist.
+    """
+    files = {
+        "Dockerfile": _dockerfile(plan, templates).encode(),
+        "manifest.json": plan.manifest(),
+        "sources.json": plan.sources(),
+        "requirements.txt": _read(plan.runtime.directory / plan.requirements) if plan.requirements else b"",
+    }
+    for group in plan.groups:
+        files[f"weights/{group.digest}/manifest.json"] = group.manifest()
+    for folder in ("builder", "start"):
+        for program in sorted((images / folder).glob("*.py")):
+            files[f"{folder}/{program.name}"] = _read(program)
+    files["builder/requirements.txt"] = _read(images / "builder" / "requirements.txt")
+    for name in plan.runtime.app:
+        files[f"app/{name}"] = _read(plan.runtime.directory / name)
+    return Context(files)
+
+
+def _dockerfile(plan: BuildPlan, templates: Path) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - a Dockerfile is no HTML; values pass the filters below
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["exec_form"] = exec_form
+    environment.filters["quoted"] = quoted
+    try:
+        return environment.get_template("Dockerfile.j2").render(plan=plan)
+    except jinja2.TemplateError as error:
+        where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"
+        raise RenderError(str(error), subject=str(templates / where)) from error
+
+
+def exec_form(words: Any) -> str:
+    """Return a command as a Dockerfile's JSON form, in which no shell ever reads a value."""
+    return json.dumps([_one_line(word) for word in words])
+
+
+def quoted(value: str) -> str:
+    """Return a value as a Dockerfile's quoted word: no expansion, no escape, no end of line in it."""
+    escaped = re.sub(r'(["\\$])', r"\\\1", _one_line(value))
+    return f'"{escaped}"'
+
+
+def _one_line(value: str) -> str:
+    if _CONTROL.search(value):
+        raise RenderError(f"control character in {value!r}", hint="values of a Dockerfile are single lines")
+    return value
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RenderError(f"cannot read ({error.strerror})", subject=str(path)) from error

@@ -1,0 +1,216 @@
+"""The source `hf://org/name`: a repository of a Hugging Face hub, public or private, by huggingface_hub.
+
+    revision --model_info--> commit --list_repo_tree--> files --include/exclude--> facts
+
+A file in Git LFS has its sha256 in the listing. Of any other the hub knows only git's blob sha1: its bytes
+are fetched, counted, compared with that sha1, and hashed. Everything after the first step asks for the
+commit, so that a push in the middle changes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import httpx2
+from huggingface_hub import HfApi, RepoFile, get_session, hf_hub_url
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not marked as exported
+    build_hf_headers,
+    hf_raise_for_status,
+)
+
+from modelbake import __version__
+from modelbake.credentials import Redactor, Secret
+from modelbake.errors import RevisionNotFound, SourceAuthError, SourceError, WrongBytes
+from modelbake.lock import LockedFile, LockedModel
+from modelbake.sources import parallel
+from modelbake.sources.hub_client import Patience, is_worth_retrying, talking
+from modelbake.sources.hub_errors import Place
+from modelbake.sources.hub_files import ListedFile, check_listed, select_files
+from modelbake.weightpath import shown
+
+if TYPE_CHECKING:
+    from modelbake.config import ModelSpec
+
+_MAX_FILES = 100_000
+_THREADS = 4  # files of one model fetched at the same time
+_CHUNK = 1024 * 1024
+_SLOWEST = 64 * 1024  # bytes a second; a transfer that is slower is given up
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKEN = re.compile(r"[!-~]{1,4096}")
+
+
+class HubSource:
+    """Resolves models of Hugging Face hubs. Has no state but the token, so it may be used by many threads.
+
+    The token is the one given here or none: never what huggingface_hub finds on the machine by itself. It is
+    sent to the model's own hub only.
+    """
+
+    def __init__(self, token: Secret | None, *, patience: Patience | None = None) -> None:
+        self._token = token or None
+        self._redact = Redactor([token] if token else [])
+        self._patience = patience or Patience()
+
+    def resolve(self, spec: ModelSpec, previous: LockedModel | None) -> LockedModel:
+        """Return the facts of every selected file at the commit that the revision points to now.
+
+        Raises:
+            SourceError: or a subclass of it, as `hub_errors` and `errors` tell.
+            WrongBytes: the hub serves other bytes than it lists, or others than were locked at this commit.
+        """
+        place, api = self._open(spec)
+        commit = self._commit(api, place)
+        chosen = select_files(self._list(api, place, commit), spec, place)
+        unhashed = [file for file in chosen if file.sha256 is None]
+        hashed = parallel(unhashed, lambda file: self._hash(api, place, commit, file), _THREADS)
+        if not unhashed:
+            # A hub lists the files of a gated repository to everyone, but does not hand them out.
+            self._ask_for(api, place, commit, chosen[0])
+        known = [LockedFile(file.path, file.size, file.sha256) for file in chosen if file.sha256]
+        locked = LockedModel.of(spec, commit, [*known, *hashed])
+        _compare(previous, locked, place)
+        return locked
+
+    def head(self, spec: ModelSpec) -> str:
+        """Return the commit that the revision points to now; a full commit id points to itself."""
+        if _COMMIT.fullmatch(spec.revision):
+            return spec.revision
+        place, api = self._open(spec)
+        return self._commit(api, place)
+
+    def _open(self, spec: ModelSpec) -> tuple[Place, HfApi]:
+        place = Place(
+            name=spec.name,
+            repo=spec.source.removeprefix("hf://"),
+            revision=spec.revision,
+            hub=spec.hub.rstrip("/"),
+            has_token=self._token is not None,
+            redact=self._redact,
+        )
+        return place, HfApi(
+            # Both given outright: else the environment or a file of the machine decides.
+            endpoint=place.hub,
+            token=self._checked_token(place),
+            library_name="modelbake",
+            library_version=__version__,
+        )
+
+    def _checked_token(self, place: Place) -> str | bool:
+        if self._token is None:
+            return False
+        # What cannot stand in a header would be quoted in the HTTP library's complaint.
+        if not _TOKEN.fullmatch(self._token.reveal_bytes().decode("latin-1")):
+            raise SourceAuthError(
+                "the token holds spaces, line breaks or other characters that no token has",
+                subject=place.subject,
+                hint="HF_TOKEN is one line of plain letters and digits",
+            )
+        return self._token.reveal()
+
+    def _commit(self, api: HfApi, place: Place) -> str:
+        try:
+            with talking(place, self._patience):
+                commit: object = api.model_info(place.repo, revision=place.revision).sha
+        except RevisionNotFound as error:
+            error.hint = self._closest_revision(api, place) or error.hint
+            raise
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+            raise SourceError("the hub names no commit for this revision", subject=place.subject)
+        return commit
+
+    def _closest_revision(self, api: HfApi, place: Place) -> str:
+        try:
+            with talking(place, replace(self._patience, busy_attempts=1, silent_attempts=1)):
+                refs = api.list_repo_refs(place.repo)
+                names = [str(ref.name) for ref in (*refs.branches, *refs.tags)]
+        except SourceError:
+            return ""  # a hint is not worth another error
+        close = difflib.get_close_matches(place.revision, names, n=1)
+        there = ", ".join(shown(name, 60) for name in names[:20])
+        return (f"did you mean {shown(close[0])!r}? " if close else "") + f"there are: {there}"
+
+    def _list(self, api: HfApi, place: Place, commit: str) -> list[ListedFile]:
+        files: list[ListedFile] = []
+        with talking(place, self._patience):
+            for entry in api.list_repo_tree(place.repo, revision=commit, recursive=True):
+                if isinstance(entry, RepoFile):
+                    files.append(check_listed(entry, place))
+                if len(files) > _MAX_FILES:
+                    raise SourceError(f"holds more than {_MAX_FILES:,} files", subject=place.subject)
+        return files
+
+    def _ask_for(self, api: HfApi, place: Place, commit: str, file: ListedFile) -> None:
+        """Ask for a file without taking it. Raises what fetching it would."""
+        url, headers = self._request(api, place, commit, file)
+        with talking(place, self._patience):
+            hf_raise_for_status(get_session().head(url, headers=headers, follow_redirects=False))
+
+    def _hash(self, api: HfApi, place: Place, commit: str, file: ListedFile) -> LockedFile:
+        """Fetch a file, never holding more than a piece of it, and return its facts."""
+        url, headers = self._request(api, place, commit, file)
+        with talking(place, self._patience):
+            for attempt in range(1, self._patience.silent_attempts + 1):
+                try:
+                    size, sha256, blob = self._digest(url, headers, file.size)
+                    break
+                except httpx2.TransportError as error:  # the connection broke in the middle
+                    if attempt == self._patience.silent_attempts or not is_worth_retrying(error):
+                        raise
+                    time.sleep(self._patience.wait(attempt))
+        if size != file.size or blob != file.blob:
+            what = f"{size:,} bytes" if size != file.size else "another git sha1"
+            than = f"{file.size:,}" if size != file.size else "the listed one"
+            raise WrongBytes(
+                f"{shown(file.path)}: the hub serves {what} instead of {than}",
+                subject=place.subject,
+                hint="the file was damaged on the way, or by a proxy or mirror: lock again",
+            )
+        return LockedFile(file.path, size, sha256)
+
+    def _digest(self, url: str, headers: dict[str, str], expected: int) -> tuple[int, str, str]:
+        """Return size, sha256 and git blob sha1 of what a URL serves; stop reading what is too long."""
+        size = 0
+        sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % expected, usedforsecurity=False)
+        deadline = time.monotonic() + self._patience.answer + expected / _SLOWEST
+        with get_session().stream("GET", url, headers=headers) as response:
+            hf_raise_for_status(response)
+            for piece in response.iter_bytes(_CHUNK):
+                size += len(piece)
+                sha256.update(piece)
+                blob.update(piece)
+                if size > expected:
+                    break
+                if time.monotonic() > deadline:
+                    raise httpx2.ReadTimeout("the transfer is too slow")
+        return size, sha256.hexdigest(), blob.hexdigest()
+
+    def _request(self, api: HfApi, place: Place, commit: str, file: ListedFile) -> tuple[str, dict[str, str]]:
+        url = hf_hub_url(place.repo, file.path, revision=commit, endpoint=place.hub)
+        headers = build_hf_headers(
+            token=api.token, library_name=api.library_name, library_version=api.library_version
+        )
+        return url, {**headers, "accept-encoding": "identity"}
+
+
+def _compare(previous: LockedModel | None, locked: LockedModel, place: Place) -> None:
+    """Refuse other facts at the commit that is locked already: a commit names its content for good.
+
+    Hence neither is the lock believed instead of the hub, nor a hub that was tampered with instead of it.
+    """
+    if previous is None or (previous.source, previous.commit) != (locked.source, locked.commit):
+        return
+    before = {file.path: file for file in previous.files}
+    changed = [file.path for file in locked.files if before.get(file.path, file) != file]
+    if changed:
+        names = ", ".join(shown(path, 80) for path in changed[:5])
+        raise WrongBytes(
+            f"{names}: models.lock has another size or sha256 at the very same commit {locked.commit}",
+            subject=place.subject,
+            hint="models.lock was edited, or the hub was tampered with. Restore models.lock with git; or, if"
+            f" you trust the hub, remove `{locked.name}` from it and lock again",
+        )

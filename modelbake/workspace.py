@@ -1,0 +1,71 @@
+"""Where a run finds its files: models.yaml, the lock and the reports beside it, programs and templates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modelbake.config import Config, ModelSpec
+    from modelbake.context import Context
+    from modelbake.lock import Lock, LockedModel
+    from modelbake.plan import BuildPlan
+
+_TOOLKIT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The files of one run. Reading is done on first use, so that a verb pays only for what it needs."""
+
+    file: Path
+    images: Path = _TOOLKIT / "images"
+    templates: Path = _TOOLKIT / "templates"
+
+    @property
+    def lock_path(self) -> Path:
+        """The lock beside models.yaml."""
+        return self.file.with_name("models.lock")
+
+    @property
+    def reports(self) -> Path:
+        """The folder of smoke reports beside models.yaml."""
+        return self.file.with_name("reports")
+
+    @cached_property
+    def config(self) -> Config:
+        """models.yaml, checked, with every runtime it names. Raises ConfigError."""
+        from modelbake.config import load_config
+        from modelbake.runtime import check_runtimes
+
+        config = load_config(self.file)
+        check_runtimes(config, self.images)
+        return config
+
+    @cached_property
+    def lock(self) -> Lock:
+        """models.lock; empty where there is none yet. Raises LockError."""
+        from modelbake.lock import read_lock
+
+        return read_lock(self.lock_path)
+
+    def locked(self, spec: ModelSpec) -> LockedModel:
+        """Return the facts of one model. Raises LockMissing or LockDrift when they are not of this `spec`."""
+        from modelbake.lock import require_locked
+
+        return require_locked(spec, self.lock)
+
+    def plan(self, spec: ModelSpec) -> BuildPlan:
+        """Resolve one model to a plan."""
+        from modelbake.plan import make_plan
+        from modelbake.runtime import load_runtime
+
+        return make_plan(self.config, spec, self.locked(spec), load_runtime(self.images, spec.runtime))
+
+    def context(self, plan: BuildPlan) -> Context:
+        """Render a plan to its build context."""
+        from modelbake.render import render
+
+        return render(plan, templates=self.templates, images=self.images)

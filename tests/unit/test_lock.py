@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelbake.config import Config, ModelSpec
+from modelbake.errors import LockDrift, LockError, LockMissing
+from modelbake.lock import (
+    Lock,
+    LockedFile,
+    LockedModel,
+    config_drift,
+    decode_lock,
+    encode_lock,
+    read_lock,
+    require_locked,
+    update_lock,
+    upstream_drift,
+    write_lock,
+)
+from modelbake.weightpath import conflicting_paths, path_problem, shown
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SHA = "ab" * 32
+
+
+def make_spec(name: str = "minilm", **changes: Any) -> ModelSpec:
+    wanted = {"version": "1.0.0", "source": f"hf://org/{name}", "runtime": "embeddings", **changes}
+    return ModelSpec(name=name, **wanted)
+
+
+def make_locked(spec: ModelSpec | None = None, *files: LockedFile) -> LockedModel:
+    return LockedModel.of(
+        spec or make_spec(),
+        COMMIT,
+        files or (LockedFile("model.safetensors", 10, SHA), LockedFile("config.json", 2, SHA)),
+    )
+
+
+def make_lock(*models: LockedModel) -> Lock:
+    return Lock({model.name: model for model in models or (make_locked(),)})
+
+
+def make_config(*specs: ModelSpec) -> Config:
+    return Config(
+        path=Path("models.yaml"),
+        registry="registry.example.com/ml",
+        models={spec.name: spec for spec in specs},
+    )
+
+
+def document() -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(encode_lock(make_lock()))
+    return parsed
+
+
+class TestFile:
+    def test_the_form_is_the_documented_one(self) -> None:
+        assert document() == {
+            "schema": 1,
+            "models": {
+                "minilm": {
+                    "source": "hf://org/minilm",
+                    "hub": "https://huggingface.co",
+                    "revision": "main",
+                    "commit": COMMIT,
+                    "include": ["*"],
+                    "exclude": [],
+                    "files": [
+                        {"path": "config.json", "size": 2, "sha256": SHA},
+                        {"path": "model.safetensors", "size": 10, "sha256": SHA},
+                    ],
+                }
+            },
+        }
+
+    def test_what_is_written_is_read_and_the_bytes_are_stable(self, tmp_path: Path) -> None:
+        path = tmp_path / "models.lock"
+        lock = make_lock(make_locked(make_spec("b")), make_locked(make_spec("a")))
+        assert write_lock(path, lock)
+        first = path.read_bytes()
+        assert read_lock(path) == lock
+        assert encode_lock(Lock(dict(sorted(lock.models.items())))) == first == encode_lock(read_lock(path))
+        assert first.endswith(b"}\n")
+
+    def test_unchanged_content_is_not_written_again(self, tmp_path: Path) -> None:
+        path = tmp_path / "models.lock"
+        write_lock(path, make_lock())
+        before = path.stat()
+        assert not write_lock(path, make_lock())
+        after = path.stat()
+        assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+    def test_nothing_but_the_lock_is_left_and_its_mode_and_link_are_kept(self, tmp_path: Path) -> None:
+        real, path = tmp_path / "real.lock", tmp_path / "models.lock"
+        path.symlink_to(real)
+        write_lock(path, make_lock())
+        assert real.stat().st_mode & 0o777 == 0o644
+        real.chmod(0o664)
+        write_lock(path, make_lock(make_locked(make_spec("other"))))
+        assert path.is_symlink() and real.stat().st_mode & 0o777 == 0o664
+        assert sorted(item.name for item in tmp_path.iterdir()) == ["models.lock", "real.lock"]
+
+    def test_a_failed_write_leaves_the_old_content(self, tmp_path: Path) -> None:
+        path = tmp_path / "models.lock"
+        write_lock(path, make_lock())
+        before = path.read_bytes()
+        bad = replace(make_locked(), commit="main")
+        with pytest.raises(LockError, match=r"models\.minilm\.commit: expected 40"):
+            write_lock(path, make_lock(bad))
+        assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+    def test_a_folder_that_does_not_exist_is_an_error_of_ours(self, tmp_path: Path) -> None:
+        with pytest.raises(LockError, match="cannot be written"):
+            write_lock(tmp_path / "no" / "models.lock", make_lock())
+
+    def test_no_file_is_an_empty_lock(self, tmp_path: Path) -> None:
+        assert read_lock(tmp_path / "models.lock") == Lock()
+
+    def test_what_is_not_a_regular_file_is_refused_without_waiting(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(LockError, match="not a regular file"):
+            read_lock(tmp_path / "pipe")
+        with pytest.raises(LockError, match="Is a directory"):
+            read_lock(tmp_path)
+
+    def test_a_huge_file_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "models.lock"
+        with path.open("wb") as file:
+            file.truncate(64 * 1024 * 1024 + 1)
+        with pytest.raises(LockError, match="is larger than"):
+            read_lock(path)
+
+
+class TestReader:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "line 1, column 1: Expecting value"),
+            (b'{\n  "schema": 1,\n  oops', "line 3, column 3"),
+            (b"\xef\xbb\xbf{}", "BOM"),
+            (b'{\n "\xff": 1}', "line 2: is not UTF-8"),
+            (b'{\n<<<<<<< HEAD\n "schema": 1', "line 2: holds a merge conflict"),
+            (b"[" * 100_000, "nested too deeply"),
+            (b'{"schema": ' + b"9" * 10_000 + b"}", "out of range"),
+            (b'{"schema": NaN, "models": {}}', "NaN, which is not JSON"),
+            (b'{"schema": 1, "schema": 1, "models": {}}', "'schema' stands twice"),
+            (b"[]", "expected an object, got a list"),
+            (b"{}", "lacks models, schema"),
+            (b'{"schema": 1, "models": {}, "more": 1}', "unknown more"),
+            (b'{"schema": 2, "models": {}}', "schema: expected 1, got 2"),
+            (b'{"schema": true, "models": {}}', "schema: expected 1, got true"),
+            (b'{"schema": 1, "models": []}', "models: expected an object"),
+            (b'{"schema": 1, "models": {"../x": {}}}', "'../x' is not a model's name"),
+            (b'{"schema": 1, "models": {"a": {}, "a": {}}}', "'a' stands twice"),
+        ],
+    )
+    def test_a_file_that_is_none_is_refused(self, content: bytes, message: str) -> None:
+        with pytest.raises(LockError) as raised:
+            decode_lock(content, subject="x/models.lock")
+        assert message in raised.value.message
+        assert raised.value.subject == "x/models.lock"
+        assert "`build.py lock`" in raised.value.hint
+
+    @pytest.mark.parametrize(
+        ("keys", "value", "message"),
+        [
+            (["commit"], "main", 'models.minilm.commit: expected 40 lower-case hex digits, got "main"'),
+            (["commit"], COMMIT.upper(), "models.minilm.commit"),
+            (["commit"], COMMIT + "\n", "models.minilm.commit"),
+            (["source"], "s3://bucket", "models.minilm.source: expected a source"),
+            (["source"], "hf://org/../x", "models.minilm.source"),
+            (["hub"], "ftp://x", "models.minilm.hub"),
+            (["revision"], "a\nb", "models.minilm.revision"),
+            (["revision"], None, "got null"),
+            (["include"], "*", "models.minilm.include: expected a list"),
+            (["include"], ["b", "a"], "'a' stands after 'b'"),
+            (["include"], ["a", "a"], "holds a pattern twice"),
+            (["exclude"], [1], "models.minilm.exclude[0]"),
+            (["files"], [], "models.minilm.files: is empty"),
+            (["files"], {}, "models.minilm.files: expected a list"),
+            (["files", 0], 1, "models.minilm.files[0]: expected an object"),
+            (["files", 0, "size"], -1, "models.minilm.files[0].size"),
+            (["files", 0, "size"], True, "models.minilm.files[0].size"),
+            (["files", 0, "size"], 1.5, "models.minilm.files[0].size"),
+            (["files", 0, "size"], 2**63, "models.minilm.files[0].size"),
+            (["files", 1, "sha256"], "AB" * 32, "models.minilm.files[1].sha256"),
+            (["files", 1, "sha256"], "ab", "models.minilm.files[1].sha256"),
+            (["files", 0, "path"], "../x", "models.minilm.files[0].path: '../x' has a part"),
+            (["files", 0, "path"], "zzz", "is not sorted"),
+            (["files", 0, "path"], "MODEL.safetensors", "cannot both exist"),
+            (["files", 0, "path"], "\ud800", "control or invisible"),
+            (["files", 0, "mode"], "0777", "models.minilm.files[0]: has unknown mode"),
+            (["version"], "1", "models.minilm: has unknown version"),
+        ],
+    )
+    def test_a_wrong_value_is_named_with_its_remedy(self, keys: list[Any], value: Any, message: str) -> None:
+        raw = document()
+        place = raw["models"]["minilm"]
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+        with pytest.raises(LockError) as raised:
+            decode_lock(json.dumps(raw).encode())
+        assert message in raised.value.message
+        assert "`build.py lock minilm`" in raised.value.hint
+        assert "\n" not in raised.value.message
+
+    def test_a_missing_key_is_named(self) -> None:
+        raw = document()
+        del raw["models"]["minilm"]["files"][0]["size"]
+        with pytest.raises(LockError, match=r"models\.minilm\.files\[0\]: lacks size"):
+            decode_lock(json.dumps(raw).encode())
+
+    def test_a_credential_is_not_repeated(self) -> None:
+        raw = document()
+        raw["models"]["minilm"]["hub"] = "https://user:hunter22@hub.example.com"
+        with pytest.raises(LockError) as raised:
+            decode_lock(json.dumps(raw).encode())
+        assert "hunter22" not in str(raised.value)
+
+    def test_the_remedy_works_for_a_wrong_entry(self) -> None:
+        raw = json.loads(encode_lock(make_lock(make_locked(), make_locked(make_spec("other")))))
+        raw["models"]["minilm"]["commit"] = "main"
+        lock = decode_lock(json.dumps(raw).encode(), replacing={"minilm"})
+        assert list(lock.models) == ["other"]
+
+    @given(
+        st.recursive(
+            st.none() | st.integers() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        )
+    )
+    def test_no_json_at_all_makes_another_error(self, value: Any) -> None:
+        for raw in (value, {"schema": 1, "models": value}, {"schema": 1, "models": {"a": value}}):
+            try:
+                decode_lock(json.dumps(raw).encode())
+            except LockError:
+                continue
+            assert raw == {"schema": 1, "models": {}}
+
+    @given(st.binary())
+    def test_no_bytes_at_all_make_another_error(self, content: bytes) -> None:
+        with pytest.raises(LockError):
+            decode_lock(content)
+
+    def test_a_thousand_models_are_checked_offline_in_well_under_a_second(self, tmp_path: Path) -> None:
+        specs = [make_spec(f"model-{number:04}") for number in range(1000)]
+        files = [LockedFile(f"model-{shard:05}-of-00030.safetensors", 1, SHA) for shard in range(30)]
+        lock = make_lock(*(make_locked(spec, *files) for spec in specs))
+        config = make_config(*specs)
+        path = tmp_path / "models.lock"
+        write_lock(path, lock)
+        started = time.perf_counter()
+        assert config_drift(config, read_lock(path)) == []
+        assert time.perf_counter() - started < 1
+
+
+class TestPath:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "config.json",
+            "1_Pooling/config.json",
+            "a/b/c/d/e/f/g.bin",
+            ".cache/x",
+            "-x",
+            "a b",
+            "ä.txt",
+            "..a",
+            "a.git",
+        ],
+    )
+    def test_sound_paths_pass(self, path: str) -> None:
+        assert path_problem(path) is None
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "", "/etc/passwd", "a//b", "a/", "./a", "a/./b", "..", "a/../b", "a/..", "a\\b", "..\\a", "a\0b", "a\nb",
+            "a\x7f", "a\u202eb", "a\u2028b", "\ud800", ".git/config", "a/.GIT/b", "a" * 256, "é" * 128,
+            "/".join(["abcdefghi"] * 103),
+        ],
+    )  # fmt: skip
+    def test_hostile_paths_do_not(self, path: str) -> None:
+        assert path_problem(path)
+
+    @given(st.text())
+    def test_a_path_that_passes_stays_where_it_is_put(self, path: str) -> None:
+        if path_problem(path) is None:
+            normal = os.path.normpath(os.path.join("/models", path))  # noqa: PTH118
+            assert normal == f"/models/{path}"
+            assert path.encode() and path == shown(path, 1024)
+
+    @pytest.mark.parametrize(
+        "paths",
+        [
+            ("a", "a"),
+            ("A.json", "a.json"),
+            ("\u00e9", "e\u0301"),
+            ("stra\u00dfe", "STRASSE"),
+            ("a", "a/b"),
+            ("A/b/c", "a/b"),
+        ],
+    )
+    def test_conflicts_are_found(self, paths: tuple[str, str]) -> None:
+        assert set(conflicting_paths(paths) or ()) == set(paths)
+        assert conflicting_paths(reversed(paths))
+
+    def test_others_do_not_conflict(self) -> None:
+        assert conflicting_paths(["a", "ab", "b/a", "b/c", "c"]) is None
+
+
+class TestDrift:
+    def test_none(self) -> None:
+        assert config_drift(make_config(make_spec()), make_lock()) == []
+
+    def test_every_kind_is_listed_by_name(self) -> None:
+        config = make_config(make_spec("new"), make_spec("changed", revision="v2", exclude=["*.bin"]))
+        lock = make_lock(make_locked(make_spec("old")), make_locked(make_spec("changed")))
+        assert [str(drift) for drift in config_drift(config, lock)] == [
+            "changed: changed: revision was main, is v2; exclude was [], is [*.bin]",
+            "new: missing: is in models.yaml, but not locked",
+            "old: orphan: is locked, but models.yaml has no such model",
+        ]
+
+    def test_the_order_of_patterns_is_no_drift(self) -> None:
+        spec = make_spec(include=["b", "a"])
+        lock = make_lock(make_locked(make_spec(include=["a", "b"])))
+        assert config_drift(make_config(spec), lock) == []
+        assert require_locked(spec, lock) == lock.models["minilm"]
+
+    def test_version_runtime_and_labels_are_not_the_locks_matter(self) -> None:
+        spec = make_spec(version="2.0.0", runtime="other", device="cpu", labels={"org.example.team": "x"})
+        assert config_drift(make_config(spec), make_lock()) == []
+
+    def test_moved(self) -> None:
+        lock = make_lock()
+        assert upstream_drift(lock, {"minilm": COMMIT, "other": "x"}) == []
+        (drift,) = upstream_drift(lock, {"minilm": "f" * 40})
+        assert (drift.model, drift.kind) == ("minilm", "moved")
+        assert drift.detail == f"main was {COMMIT}, is {'f' * 40}"
+
+    def test_a_build_needs_a_lock_of_this_models_yaml(self) -> None:
+        with pytest.raises(LockMissing) as missing:
+            require_locked(make_spec("minilm2"), make_lock())
+        assert "was it renamed" in missing.value.message and "`build.py lock minilm2`" in missing.value.hint
+        with pytest.raises(LockDrift) as drifted:
+            require_locked(make_spec(source="hf://org/other"), make_lock())
+        assert "source was hf://org/minilm, is hf://org/other" in drifted.value.message
+        assert "`build.py lock minilm`" in drifted.value.hint
+
+
+class TestUpdate:
+    def test_locking_one_leaves_the_others_bytes_alone(self) -> None:
+        lock = make_lock(
+            make_locked(make_spec("a")), make_locked(make_spec("b")), make_locked(make_spec("c"))
+        )
+        updated = update_lock(lock, [replace(make_locked(make_spec("b")), commit="f" * 40)])
+        before, after = encode_lock(lock).decode(), encode_lock(updated).decode()
+        assert after == before[: before.index('"b"')] + before[before.index('"b"') :].replace(
+            COMMIT, "f" * 40, 1
+        )
+
+    def test_orphans_go_only_when_all_are_locked(self) -> None:
+        lock = make_lock(make_locked(make_spec("old")))
+        resolved = [make_locked(make_spec("new"))]
+        assert list(update_lock(lock, resolved).models) == ["new", "old"]
+        assert list(update_lock(lock, resolved, configured={"new"}).models) == ["new"]
+        assert list(lock.models) == ["old"]
+
+    def test_the_digest_is_of_paths_sizes_and_contents_only(self) -> None:
+        locked = make_locked()
+        elsewhere = replace(
+            locked, name="x", source="hf://a/b", commit="f" * 40, revision="v1", include=("*.json",)
+        )
+        assert elsewhere.digest == locked.digest and locked.size == 12
+        # Recomputed as an auditor would: lines "<sha256> <size> <path>" through sha256sum.
+        assert locked.digest == "sha256:83b267cad55aa5097b9b8ff8d0d0ca9069234035a0eab0c00feffe98bdfab024"
+        for changed in (
+            replace(locked.files[0], path="x"),
+            replace(locked.files[0], size=3),
+            replace(locked.files[0], sha256="cd" * 32),
+        ):
+            assert replace(locked, files=(changed, locked.files[1])).digest != locked.digest

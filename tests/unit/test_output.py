@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import io
+import json
+
+from modelbake.credentials import Redactor, Secret
+from modelbake.output import Output
+
+CANARY = "hf_canary0123456789"
+
+
+def _output(log_format: str) -> tuple[Output, io.StringIO, io.StringIO]:
+    out, err = io.StringIO(), io.StringIO()
+    return (
+        Output(stdout=out, stderr=err, log_format=log_format, redactor=Redactor([Secret(CANARY)])),
+        out,
+        err,
+    )
+
+
+def test_results_go_to_stdout_and_events_to_stderr() -> None:
+    output, out, err = _output("text")
+    output.result("registry/minilm@sha256:00")
+    output.event("pushed", "pushed minilm")
+    output.event("drift", "minilm moved", level="warning")
+    assert out.getvalue() == "registry/minilm@sha256:00\n"
+    assert err.getvalue() == "pushed minilm\nwarning: minilm moved\n"
+    assert not output.live, "a StringIO is no terminal"
+
+
+def test_json_events_are_one_object_a_line() -> None:
+    output, _, err = _output("json")
+    output.audit(source="hf://a/b@c", file="x", bytes=2_000_000, attempts=1, sha256="ab" * 32, seconds=0.5)
+    record = json.loads(err.getvalue())
+    assert record["event"] == "transfer"
+    assert record["bytes"] == 2_000_000
+    assert record["message"].startswith("fetched x (2,000,000 bytes, 4 MB/s, attempt 1)")
+
+
+def test_no_voice_speaks_a_known_secret() -> None:
+    for log_format in ("text", "json"):
+        output, out, err = _output(log_format)
+        output.event("x", f"token {CANARY}", detail={"deep": [CANARY]})
+        output.result(CANARY)
+        output.result_json({"token": CANARY})
+        assert CANARY not in out.getvalue() + err.getvalue()
+        assert out.getvalue().count("***") == 2
