@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REFERENCE := $(VENV)/.reference
 
-.PHONY: demo test check clean pins schema
+.PHONY: setup demo test check clean pins schema
+
+setup: $(STAMP) ## the toolkit's own packages, in .venv
 
 demo: $(STAMP) ## a private model -> verified, smoke-tested image in a password-protected registry
 	$(BIN)/python scripts/demo

@@ -7,6 +7,7 @@ becomes an audit line, and whatever else a step writes is passed on with the ste
 from __future__ import annotations
 
 import json
+import re
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +26,8 @@ from modelbake.output import Output
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_MOUNT = re.compile(r"--mount=\S+\s+")
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _LINE_EVERY_SECONDS = 5.0  # how often a transfer says a plain line; CI logs are read later, by people
 
 
@@ -52,16 +55,22 @@ class BuildView:
     def __call__(self, event: BuildEvent) -> None:
         """Show one event."""
         if isinstance(event, VertexStarted):
-            self._say("step_started", f"{event.name}", step=event.name)
-            self._bar(event.vertex, event.name, 0, 0)
+            step = short_name(event.name)
+            # Only what is run can take long; for the rest it is enough to hear that it is done.
+            if not self._bars and "] RUN " in step:
+                self._say("step_started", step, step=step)
+            self._bar(event.vertex, step, 0, 0)
         elif isinstance(event, VertexDone):
             self._drop_bar(event.vertex)
+            step = short_name(event.name)
             how = "cached" if event.cached else f"done in {event.seconds:.1f} s"
-            self._say("step_done", f"{event.name}: {how}", step=event.name, cached=event.cached)
+            seconds = round(event.seconds, 3)
+            self._say("step_done", f"{step}: {how}", step=step, cached=event.cached, seconds=seconds)
         elif isinstance(event, VertexError):
             self._drop_bar(event.vertex)
             if not event.cancelled:
-                self._say("step_failed", f"{event.name}: {event.message}", level="error", step=event.name)
+                step = short_name(event.name)
+                self._say("step_failed", f"{step}: {event.message}", level="error", step=step)
         elif isinstance(event, Log):
             self._log(event)
         elif isinstance(event, Transfer):
@@ -72,12 +81,12 @@ class BuildView:
     def _log(self, log: Log) -> None:
         record = _record(log.line)
         match record.get("event"):
-            case "progress":
+            case "progress" if "message" not in record:
                 done = record["bytes"] >= record["total"]
                 self._transfer(
                     log.vertex + record["file"], record["file"], record["bytes"], record["total"], done
                 )
-            case "fetched":
+            case "fetched" if "message" not in record:
                 self.fetched_bytes += int(record["bytes"])
                 wanted = ("source", "file", "bytes", "attempts", "sha256", "seconds")
                 self._output.audit(**{key: record[key] for key in wanted})
@@ -117,12 +126,23 @@ class BuildView:
             self._bars.remove_task(self._tasks.pop(key))
 
 
+def short_name(vertex_name: str) -> str:
+    """Return a step's name without the mounts of its RUN, and with digests cut to 12 digits."""
+    return _DIGEST.sub(r"\1", _MOUNT.sub("", vertex_name))
+
+
 def stage(vertex_name: str) -> str:
     """Return `weights-0` of `[weights-0 2/3] RUN ...`, and the name itself where it names no stage."""
     if vertex_name.startswith("[") and "]" in vertex_name:
         words = vertex_name[1 : vertex_name.index("]")].split()
         return words[0] if words else vertex_name
     return vertex_name
+
+
+_FIELDS = {
+    "progress": {"file", "bytes", "total"},
+    "fetched": {"source", "file", "bytes", "attempts", "sha256", "seconds"},
+}
 
 
 def _record(line: str) -> dict[str, Any]:
@@ -133,13 +153,10 @@ def _record(line: str) -> dict[str, Any]:
         record = json.loads(line)
     except ValueError:
         return {}
-    needed = {
-        "progress": {"file", "bytes", "total"},
-        "fetched": {"source", "file", "bytes", "attempts", "sha256", "seconds"},
-    }
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
         return {}
-    return record if needed.get(record["event"], set()) <= record.keys() else {}
+    whole = _FIELDS.get(record["event"], set()) <= record.keys() or "message" in record
+    return record if whole else {}
 
 
 def _make_bars(output: Output) -> Progress:

@@ -81,7 +81,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--file", type=Path, default=Path("models.yaml"), help="models.yaml (default: here)")
     common.add_argument(
         "--images", type=Path, help="folder of the runtimes (default: modelbake's own images/)"

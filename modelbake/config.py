@@ -122,7 +122,7 @@ def load_config(path: Path) -> Config:
 
 def schema_text() -> str:
     """Return the content of models.schema.json."""
-    return json.dumps(json_schema(), indent=2) + "\n"
+    return json.dumps(json_schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _without_runtime(file: YamlFile) -> Iterator[Problem]:

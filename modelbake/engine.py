@@ -1,7 +1,7 @@
 """The Docker engine: finding it, what it is, and what it does with images and containers.
 
-The only module, with `containers`, `engine_push` and `buildkit`, that knows the Docker SDK. Its exceptions end here: every
-call is translated into modelbake.errors (see buildkit.failure).
+The only module, with `containers`, `engine_push` and `buildkit`, that knows the Docker SDK. Its exceptions
+end here: every call is translated into modelbake.errors (see buildkit.failure).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from docker.tls import TLSConfig
 from docker.utils import kwargs_from_env
 
 from modelbake.buildkit.failure import FOREIGN, START_AN_ENGINE, translate, translating
-from modelbake.containers import Container, ContainerSpec, started
+from modelbake.containers import Container, ContainerSpec, ContainerState, ExecResult, started
 from modelbake.dockerconfig import split_reference
 from modelbake.engine_push import PushedTag, PushEvent, push
 from modelbake.errors import EngineNotFound, EngineTooOld
@@ -32,10 +32,25 @@ from modelbake.errors import ImageNotFound as NoSuchImage
 if TYPE_CHECKING:
     from modelbake.dockerconfig import RegistryCredentials
 
+__all__ = [
+    "OLDEST",
+    "Container",
+    "ContainerSpec",
+    "ContainerState",
+    "Engine",
+    "EngineInfo",
+    "ExecResult",
+    "LocalImage",
+    "PushEvent",
+    "PushedTag",
+    "connect",
+]
+
 OLDEST = (23, 0)
 """The first engine whose built-in BuildKit frontend knows `COPY --link`."""
 
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
+_PROBE_SECONDS = 10
 _NVIDIA_CDI = "nvidia.com/gpu"
 
 
@@ -76,6 +91,7 @@ def connect(host: str | None = None) -> Engine:
     """
     address, tls = _address(host)
     try:
+        _probe(address)
         api = docker.APIClient(base_url=address, tls=tls or False, version="auto")
     except FOREIGN as error:
         failure = translate(error, address)
@@ -137,7 +153,7 @@ class Engine:
         """Return an image by name or id, None where the engine has none such."""
         try:
             with translating(ref):
-                found: dict[str, Any] = self.api.inspect_image(ref)
+                found: dict[str, Any] = self.api.inspect_image(ref)  # type: ignore[no-untyped-call]
         except NoSuchImage:
             return None
         return LocalImage(
@@ -236,6 +252,14 @@ def _address(host: str | None) -> tuple[str, TLSConfig | None]:
         found = ContextAPI.kwargs_from_context()
     tls = found.get("tls")
     return found.get("base_url") or _DEFAULT_HOST, tls if isinstance(tls, TLSConfig) else None
+
+
+def _probe(address: str) -> None:
+    """Open and close a connection to a local socket: the SDK leaves its own open where it is refused."""
+    if address.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_PROBE_SECONDS)
+            probe.connect("/" + address.removeprefix("unix://").lstrip("/"))
 
 
 def _why(error: BaseException) -> str:

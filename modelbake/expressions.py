@@ -40,9 +40,9 @@ def why_not(text: str) -> str:
         signature = Functions.FUNCTION_TABLE[name]["signature"]
         variadic = bool(signature) and signature[-1].get("variadic", False)
         if arguments < len(signature) or (arguments > len(signature) and not variadic):
-            return (
-                f"{name}() takes {len(signature)}{' or more' if variadic else ''} arguments, not {arguments}"
-            )
+            plural = "" if len(signature) == 1 and not variadic else "s"
+            takes = f"{len(signature)}{' or more' if variadic else ''} argument{plural}"
+            return f"{name}() takes {takes}, not {arguments}"
     return ""
 
 

@@ -52,7 +52,7 @@ _REGISTRY_HOST = rf"(?:localhost|{_LABEL}(?:\.{_LABEL})+|{_IPV6}|{_LABEL}(?:\.{_
 _NUMBER = r"(?:0|[1-9][0-9]*)"
 _PRERELEASE = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 # One line of text: no control characters, no line breaks of any kind.
-_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
 _URL_CREDENTIALS = re.compile(r"://[^/\s@]*@|^[^/\s@]*:[^/\s@]*@(?!sha256:)")
 _HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from modelbake.config import Config, ModelSpec
 from modelbake.lock import LockedFile, LockedModel
-from modelbake.runtime import Runtime
+from modelbake.runtime import Runtime, build_of
 
 MIB = 1024 * 1024
 OWN_GROUP_BYTES = 64 * MIB  # from this size on a file is a group of its own
@@ -111,7 +111,6 @@ class BuildPlan:
 def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Runtime) -> BuildPlan:
     """Resolve one model to a plan. `runtime` has been checked to offer the model's device."""
     base = spec.base or runtime.base
-    build = "cpu" if spec.device == "cpu" else "cuda"
     labels = {
         **spec.labels,
         "org.opencontainers.image.title": spec.name,
@@ -134,7 +133,7 @@ def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Run
         locked=locked,
         runtime=runtime,
         base=base,
-        requirements=runtime.builds.get(build),
+        requirements=runtime.builds.get(build_of(spec)),
         groups=group_files(locked.files),
         repository=f"{config.registry}/{spec.name}",
         labels=dict(sorted(labels.items())),

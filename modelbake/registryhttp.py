@@ -1,8 +1,8 @@
 """One registry's HTTP: which scheme, who may see credentials, redirects, retries, and foreign exceptions.
 
-Plain HTTP is spoken to loopback hosts only. Credentials go to the registry itself and to the token service
-it names, never to the target of a redirect. Every exception of the HTTP library becomes one of
-`modelbake.errors`.
+Plain HTTP is spoken to loopback hosts only, and HTTPS to those of them that say they want it. Credentials go
+to the registry itself and to the token service it names, never to the target of a redirect. Every exception
+of the HTTP library becomes one of `modelbake.errors`.
 
 Sources: https://distribution.github.io/distribution/spec/auth/ (token, oauth2), RFC 9110 section 11.
 """
@@ -152,6 +152,11 @@ class RegistryConnection:
         """Send a request, authenticating when asked to; raise for 401, 403 and what stays 429 or 5xx."""
         url = self._url(path)
         reply = self._send(method, url, headers, content, scope)
+        if reply.status == 400 and url.scheme == "http" and b"HTTPS" in reply.body:
+            # How servers say, in clear, that this port speaks TLS; nothing secret has been sent yet.
+            self._root = self._root.copy_with(scheme="https")
+            url = self._url(path)
+            reply = self._send(method, url, headers, content, scope)
         if reply.status == 401:
             self._authenticate(reply, scope)
             reply = self._send(method, url, headers, content, scope)

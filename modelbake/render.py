@@ -20,7 +20,7 @@ from modelbake.plan import BuildPlan
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
-def render(plan: BuildPlan, *, templates: Path, images: Path) -> Context:
+def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     """Render a plan. The same plan, templates and programs give the same bytes.
 
     Raises RenderError when a template is wrong or a named program does not exist.
@@ -34,9 +34,9 @@ def render(plan: BuildPlan, *, templates: Path, images: Path) -> Context:
     for group in plan.groups:
         files[f"weights/{group.digest}/manifest.json"] = group.manifest()
     for folder in ("builder", "start"):
-        for program in sorted((images / folder).glob("*.py")):
+        for program in sorted((programs / folder).glob("*.py")):
             files[f"{folder}/{program.name}"] = _read(program)
-    files["builder/requirements.txt"] = _read(images / "builder" / "requirements.txt")
+    files["builder/requirements.txt"] = _read(programs / "builder" / "requirements.txt")
     for name in plan.runtime.app:
         files[f"app/{name}"] = _read(plan.runtime.directory / name)
     return Context(files)

@@ -32,7 +32,7 @@ _AMBIGUOUS = {
     "base60": ("a base-60 number", ""),
     "date": ("a date", ""),
 }
-_LONGEST_NUMBER = 18  # digits; longer integers do not survive JSON readers
+_LONGEST_NUMBER = 18  # digits; longer integers do not fit into 64 bits
 
 
 def is_text(text: str) -> bool:
@@ -50,7 +50,7 @@ def plain_value(text: str) -> str | int | float | bool | None:
             return None
         case "bool":
             return text[0] in "tT"
-        case "int" if len(text) <= _LONGEST_NUMBER:
+        case "int" if len(text.lstrip("+-")) <= _LONGEST_NUMBER:
             return int(text)
         case "float" if len(text) <= 2 * _LONGEST_NUMBER and math.isfinite(float(text)):
             return float(text)

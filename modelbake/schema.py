@@ -260,14 +260,22 @@ class ModelsFile(Entry):
     )
 
 
-class _WithoutTitles(GenerateJsonSchema):
+class _ForEditors(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> dict[str, Any]:
+        # pydantic says what the values of matching keys are, and lets all other keys through.
+        found = super().dict_schema(schema)
+        for pattern, values in found.pop("patternProperties", {}).items():
+            found["additionalProperties"] = values
+            found["propertyNames"]["pattern"] = pattern
+        return found
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of models.yaml (draft 2020-12), which editors complete and check with."""
-    schema = ModelsFile.model_json_schema(schema_generator=_WithoutTitles)
+    schema = ModelsFile.model_json_schema(schema_generator=_ForEditors)
     for definition in [schema, *schema["$defs"].values()]:
         for key in definition.get("properties", {}).values():
             if "default" in key and key["default"] is None:

@@ -18,11 +18,14 @@ _TOOLKIT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Workspace:
-    """The files of one run. Reading is done on first use, so that a verb pays only for what it needs."""
+    """The files of one run. Reading is done on first use, so that a verb pays only for what it needs.
+
+    `images` has the runtimes and may be a team's own folder; what every image shares (`builder`, `start`,
+    the templates) is always the toolkit's.
+    """
 
     file: Path
     images: Path = _TOOLKIT / "images"
-    templates: Path = _TOOLKIT / "templates"
 
     @property
     def lock_path(self) -> Path:
@@ -68,4 +71,4 @@ class Workspace:
         """Render a plan to its build context."""
         from modelbake.render import render
 
-        return render(plan, templates=self.templates, images=self.images)
+        return render(plan, templates=_TOOLKIT / "templates", programs=_TOOLKIT / "images")

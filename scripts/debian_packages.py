@@ -1,15 +1,14 @@
 """Debian packages unpacked into the cache folder, without touching what is installed on the machine.
 
-apt runs with its own state folder and its own sources list, derived from the machine's mirror setting, so the machine's
-lists, pins and installed packages stay as they are. Packages are downloaded (apt checks their signatures) and unpacked
-with ``dpkg -x``; no maintainer script runs, no service is enabled.
+apt runs with its own state folder and its own sources list, derived from the machine's mirror setting, so the
+machine's lists, pins and installed packages stay as they are. Packages are downloaded (apt checks their
+signatures) and unpacked with ``dpkg -x``; no maintainer script runs, no service is enabled.
 
 Standard library only: these scripts must run on a bare Debian machine.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -38,7 +37,7 @@ def host_codename() -> str:
         pass
     if fields.get("ID") != "debian" or not fields.get("VERSION_CODENAME"):
         raise Problem(
-            f"this machine is {fields.get('PRETTY_NAME', 'not Debian')}; the recipe is for Debian 12 and later",
+            f"this machine is {fields.get('PRETTY_NAME', 'not Debian')}; the recipe is for Debian 12",
             "install Docker Engine the way your system does and set DOCKER_HOST, or run this on Debian",
         )
     for tool in ("apt-get", "dpkg"):
@@ -54,10 +53,11 @@ def _machine_sources() -> list[tuple[Path, str]]:
 
 
 def sources_for(codename: str, here: str, machine: list[tuple[Path, str]]) -> tuple[str, str]:
-    """The machine's Debian entries with ``here`` replaced by ``codename``: (one-line entries, deb822 stanzas).
+    """The machine's entries with ``codename`` in place of ``here``: (one-line entries, deb822 stanzas).
 
-    Everything else an entry says (mirror, key, options) is kept; third-party entries, which do not name one of the
-    suites ``here``, ``here-updates`` or ``here-security``, are left out, as are deb-src and other components.
+    Everything else an entry says (mirror, key, options) is kept. Third-party entries, which name none of the
+    suites ``here``, ``here-updates`` and ``here-security``, are left out, and so are deb-src and components
+    other than main.
     """
     suites = {
         here: codename,
@@ -179,7 +179,7 @@ class Release:
             return "-"
 
     def release_time(self) -> int:
-        """When the archive published this point release (seconds since 1970): the same for all who see these lists."""
+        """When the archive published this point release, in seconds since 1970."""
         with locked(self.root.parent / "lock"):
             self.refresh()
         for listed in (self.apt / "lists").glob("*Release"):
@@ -218,6 +218,6 @@ class Release:
         if done.returncode:
             output = (done.stdout + done.stderr).strip()
             raise Problem(
-                f"{os.path.basename(command[0])} failed:\n{output}",
+                f"{Path(command[0]).name} failed:\n{output}",
                 "is the disk full, or the mirror unreachable?",
             )

@@ -1,4 +1,4 @@
-"""Just enough of the Docker Engine HTTP API for the scripts here, over unix:// and tcp:// (standard library only)."""
+"""Just enough of the Docker Engine HTTP API for the scripts here (standard library only)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from local_service import Problem
@@ -28,7 +29,10 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class EngineAPI:
-    """An engine at a DOCKER_HOST address; TLS as the docker CLI does it (DOCKER_TLS_VERIFY, DOCKER_CERT_PATH)."""
+    """An engine at a DOCKER_HOST address, unix:// or tcp://.
+
+    TLS is asked for as with the docker CLI: DOCKER_TLS_VERIFY and DOCKER_CERT_PATH.
+    """
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -53,7 +57,13 @@ class EngineAPI:
         return http.client.HTTPConnection(name, port or 2375, timeout=timeout)
 
     def request(
-        self, method: str, path: str, body: Any = None, *, timeout: float = 300, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: bytes | BinaryIO | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 300,
     ) -> bytes:
         """One request; the whole answer. ``body`` is bytes or an open file.
 
@@ -62,7 +72,7 @@ class EngineAPI:
         """
         connection = self._connection(timeout)
         try:
-            connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+            connection.request(method, path, body, dict(headers or {}))
             reply = connection.getresponse()
             content = reply.read()
         except (OSError, http.client.HTTPException) as error:

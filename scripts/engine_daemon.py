@@ -17,7 +17,8 @@ from typing import Any
 from engine_api import EngineAPI
 from engine_network import (
     add_bridge,
-    delete_bridge,
+    bridges,
+    delete_bridges,
     forward_policy,
     free_network,
     has_docker_chains,
@@ -31,7 +32,8 @@ from local_service import Problem, Service, command_line, say
 # sockaddr_un holds 108 bytes, and dockerd's own sockets lie some folders below its exec-root.
 _LONGEST_FOLDER = 70
 _STOP_SECONDS = 40
-_KEPT_ENVIRONMENT = "HOME LANG TZ SSL_CERT_FILE SSL_CERT_DIR HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy".split()
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_KEPT_ENVIRONMENT = ("HOME", "LANG", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", *_PROXIES)
 
 
 class OwnEngine:
@@ -54,10 +56,27 @@ class OwnEngine:
         """Whether it answers."""
         return EngineAPI(self.host).answers()
 
-    @property
-    def containerd_snapshotter(self) -> bool:
-        """Whether it was last started with containerd's image store."""
-        return bool(self._settings()["features"]["containerd-snapshotter"])
+    def require_usable(self) -> None:
+        """Raises a Problem where its folder's path is too long for the sockets in it."""
+        if len(str(self.folder)) > _LONGEST_FOLDER:
+            raise Problem(
+                f"{self.folder} is too long a path for sockets",
+                "set MODELBAKE_CACHE to a shorter one, e.g. /var/tmp/mb",
+            )
+
+    def require_store(self, containerd_snapshotter: bool) -> bool:
+        """Whether it has containerd's image store, once chosen; the caller may ask for that one only.
+
+        Raises:
+            Problem: it is asked for, and this engine was made with the classic store.
+        """
+        if not self._config.exists():
+            return containerd_snapshotter
+        has = bool(self._settings()["features"]["containerd-snapshotter"])
+        if containerd_snapshotter and not has:
+            hint = f"choose another --name, or scripts/engine down --name {self.name} --purge first"
+            raise Problem(f"engine {self.name} was made with the classic image store", hint)
+        return has
 
     def _settings(self) -> dict[str, Any]:
         """What it was last started with."""
@@ -66,22 +85,18 @@ class OwnEngine:
 
     def start(self, path: list[Path], containerd_snapshotter: bool) -> None:
         """Starts it with the commands of ``path`` in front of PATH, and waits until it answers."""
-        if len(str(self.folder)) > _LONGEST_FOLDER:
-            raise Problem(
-                f"{self.folder} is too long a path for sockets",
-                "set MODELBAKE_CACHE to a shorter one, e.g. /var/tmp/mb",
-            )
         _require_cgroups()
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {k: os.environ[k] for k in _KEPT_ENVIRONMENT if k in os.environ}
         environment["PATH"] = ":".join(
             [*map(str, path), os.environ.get("PATH", ""), "/usr/sbin:/usr/bin:/sbin:/bin"]
         )
+        containerd_snapshotter = self.require_store(containerd_snapshotter)
         self._path.write_text(environment["PATH"])
         os.environ["PATH"] = environment["PATH"]
         network = self._network()
         add_bridge(self._bridge, network)
-        alone = not any(os.path.basename((command_line(pid) or [""])[0]) == "dockerd" for pid in _processes())
+        alone = not any(Path((command_line(pid) or [""])[0]).name == "dockerd" for pid in _processes())
         config = {
             "features": {"containerd-snapshotter": containerd_snapshotter},
             "bridge": self._bridge,
@@ -126,12 +141,13 @@ class OwnEngine:
         if self._config.exists() and self._path.exists():
             os.environ["PATH"] = self._path.read_text()
             settings, network = self._settings(), self._network()
+            ours = bridges(network)
             if not settings["iptables"]:
                 let_out_no_more(network)
             elif self._policy.exists():
-                remove_docker_chains(settings["bridge"], network, self._policy.read_text())
+                remove_docker_chains(ours, network, self._policy.read_text())
                 self._policy.unlink()
-            delete_bridge(settings["bridge"])
+            delete_bridges(ours)
         (self.folder / "docker.sock").unlink(missing_ok=True)
         return stopped
 
@@ -188,4 +204,4 @@ def _mounts_below(folder: Path) -> list[str]:
 
 
 def _processes() -> list[int]:
-    return [int(p) for p in os.listdir("/proc") if p.isdigit()]
+    return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]

@@ -1,8 +1,9 @@
 """The network of an engine of our own: a free subnet, a bridge, and iptables rules that go away with it.
 
-Engines fight over two things: the bridge ``docker0`` and the iptables chains, which every dockerd that manages iptables
-flushes as it starts. So each of ours has a bridge of its own, and at most one manages iptables; the others get the few
-rules here. Addresses are IPv4. Standard library and iptables only: iproute2 may not be installed.
+Engines fight over two things: the bridge ``docker0``, and the iptables chains, which every dockerd that
+manages iptables flushes as it starts. So each of ours has a bridge of its own, and at most one manages
+iptables; the others get the few rules here. Addresses are IPv4. Standard library and iptables only: iproute2
+may be absent.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from local_service import Problem
 
 # From linux/sockios.h and linux/if.h.
 _ADD_BRIDGE, _DELETE_BRIDGE = 0x89A0, 0x89A1
-_SET_ADDRESS, _SET_NETMASK, _GET_FLAGS, _SET_FLAGS, _UP = 0x8916, 0x891C, 0x8913, 0x8914, 1
+_GET_ADDRESS, _SET_ADDRESS, _SET_NETMASK = 0x8915, 0x8916, 0x891C
+_GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1
 
 
 def free_network(taken: list[ipaddress.IPv4Network]) -> ipaddress.IPv4Network:
@@ -45,13 +47,13 @@ def _routes() -> list[ipaddress.IPv4Network]:
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         fields = line.split()
         target, mask = (socket.inet_ntoa(struct.pack("<L", int(fields[i], 16))) for i in (1, 7))
-        if mask != "0.0.0.0":
+        if int(fields[7], 16):
             found.append(ipaddress.IPv4Network(f"{target}/{mask}", strict=False))
     return found
 
 
 def outgoing_mtu() -> int:
-    """The MTU of the interface with the default route: a bridge with a larger one loses big packets on tunnels."""
+    """The MTU of the default route: a bridge with a larger one loses big packets on tunnels."""
     for line in Path("/proc/net/route").read_text().splitlines()[1:]:
         interface, destination, *_ = line.split()
         if destination == "00000000":
@@ -77,12 +79,27 @@ def add_bridge(interface: str, network: ipaddress.IPv4Network) -> None:
             ) from error
 
 
-def delete_bridge(interface: str) -> None:
-    """Takes a bridge away, if it is there."""
-    if Path(f"/sys/class/net/{interface}/bridge").exists():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            _set_up(control, interface.encode(), up=False)
-            fcntl.ioctl(control, _DELETE_BRIDGE, interface.encode() + b"\0")
+def bridges(network: ipaddress.IPv4Network) -> list[str]:
+    """The bridges with an address in the network: an engine's own, and those of `docker network create`."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for folder in Path("/sys/class/net").glob("*/bridge"):
+            name = folder.parent.name
+            try:
+                reply = fcntl.ioctl(control, _GET_ADDRESS, struct.pack("16s24x", name.encode()))
+            except OSError:  # it has no address
+                continue
+            if ipaddress.IPv4Address(reply[20:24]) in network:
+                found.append(name)
+    return found
+
+
+def delete_bridges(names: list[str]) -> None:
+    """Takes bridges away."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for name in names:
+            _set_up(control, name.encode(), up=False)
+            fcntl.ioctl(control, _DELETE_BRIDGE, name.encode() + b"\0")
 
 
 def _set_up(control: socket.socket, name: bytes, *, up: bool) -> None:
@@ -123,16 +140,13 @@ def has_docker_chains() -> bool:
     return "-N DOCKER" in _iptables("-t", "nat", "-S").stdout
 
 
-def remove_docker_chains(interface: str, network: ipaddress.IPv4Network, policy: str) -> None:
-    """Takes away what a dockerd that managed iptables leaves behind, and sets the FORWARD policy that was there."""
+def remove_docker_chains(interfaces: list[str], network: ipaddress.IPv4Network, policy: str) -> None:
+    """Takes away what a dockerd that managed iptables leaves behind; sets the FORWARD policy of before."""
     _iptables("-P", "FORWARD", policy)
     for table in ("nat", "filter"):
         listed = [shlex.split(line) for line in _iptables("-t", table, "-S").stdout.splitlines()]
         for rule in (r for r in listed if r[0] == "-A" and not r[1].startswith("DOCKER")):
-            if any(
-                word.startswith("DOCKER") or word == interface or word.startswith(_slash24(network))
-                for word in rule[2:]
-            ):
+            if any(w.startswith("DOCKER") or w in interfaces or _is_subnet(w, network) for w in rule[2:]):
                 _iptables("-t", table, "-D", *rule[1:], check=False)
         chains = [r[1] for r in listed if r[0] == "-N" and r[1].startswith("DOCKER")]
         for action in ("-F", "-X"):
@@ -140,8 +154,11 @@ def remove_docker_chains(interface: str, network: ipaddress.IPv4Network, policy:
                 _iptables("-t", table, action, chain, check=False)
 
 
-def _slash24(network: ipaddress.IPv4Network) -> str:
-    return f"{network[0]}/24"
+def _is_subnet(word: str, network: ipaddress.IPv4Network) -> bool:
+    try:
+        return ipaddress.IPv4Network(word).subnet_of(network)
+    except ValueError:
+        return False
 
 
 def _iptables(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,7 @@
-"""What the scripts of this folder share: the cache folder, locks, and services started and stopped by pid file.
+"""What the scripts of this folder share: the cache folder, locks, services started and stopped by pid file.
 
-A service here is a process that a script starts, leaves running, and later stops; never anything that it did not
-start. Standard library only.
+A service here is a process that a script starts, leaves running, and later stops; never anything that it did
+not start. Standard library only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(run: Callable[[], int]) -> None:
     try:
         status = run()
     except Problem as problem:
-        say(f"{os.path.basename(sys.argv[0])}: {problem}")
+        say(f"{Path(sys.argv[0]).name}: {problem}")
         if problem.hint:
             say(f"  -> {problem.hint}")
         status = 1
@@ -108,13 +108,13 @@ class Service:
         self.log_file = folder / f"{program}.log"
 
     def pid(self) -> int | None:
-        """The pid of the running service; None where the pid file is absent, stale, or names another process."""
+        """The pid of the running service; None where the pid file is absent, stale, or another process's."""
         try:
             pid = int(self.pid_file.read_text())
         except (OSError, ValueError):
             return None
         arguments = command_line(pid)
-        ours = bool(arguments) and os.path.basename(arguments[0]) == self.program and self.mark in arguments
+        ours = bool(arguments) and Path(arguments[0]).name == self.program and self.mark in arguments
         return pid if ours else None
 
     def start(
@@ -122,7 +122,7 @@ class Service:
     ) -> None:
         """Starts the process in its own session and waits until it answers.
 
-        The program may write the pid file itself (dockerd insists on it); where it has not, it is written here.
+        The program may write the pid file itself (dockerd insists); where it has not, it is written here.
 
         Raises:
             Problem: it exited, or did not answer in time; carries the end of its log.

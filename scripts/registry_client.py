@@ -1,4 +1,4 @@
-"""Pushing to the registry of scripts/registry: blobs and a manifest, basic authentication (standard library only)."""
+"""Pushing blobs and manifests to the registry of scripts/registry (standard library only)."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ stdout: {"event": "progress", "file", "bytes", "total"}         about twice a se
         {"event": "note", "file"?, "message"}                   something unusual that did no harm
 stderr: {"event": "error", "code", "file"?, "expected"?, "actual"?, "message"}      the last line, on failure
 
-BuildKit keeps only the first 2 MiB that a step writes to a stream. The error therefore has the other stream to
-itself, and progress keeps to a budget.
+BuildKit keeps only the first 2 MiB that a step writes to a stream. The error therefore has the other stream
+to itself, and progress keeps to a budget.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ import ssl
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _MAX_SECRET = 16 << 20  # bytes; CA bundles have some 300 kB
 _TICK = 0.25  # seconds between two looks at the workers
+_PARTING = 2.0  # seconds for the workers to end after a failure
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,9 @@ def _terminate(*_: object) -> NoReturn:
 def _read_token(path: Path) -> str | None:
     """Return the token, or None if none was given. It never appears in a message."""
     try:
-        token = _read_secret(path).decode().strip()
+        token = _read_secret(path).decode(errors="replace").strip()
     except FileNotFoundError:
         return None
-    except UnicodeDecodeError:
-        token = "\n"
     if not token:
         return None
     if not token.isascii() or not token.isprintable() or " " in token:
@@ -243,6 +243,10 @@ def _fetch_all(
             raise failures.get_nowait()
     finally:
         stop.set()
+        # What they still write would be in the way of tidying up; one that hangs in a read writes nothing.
+        end = time.monotonic() + _PARTING
+        for worker in workers:
+            worker.join(max(0.0, end - time.monotonic()))
     hub.close()
 
 
@@ -250,7 +254,10 @@ def _combine_authorities(ca: Path, combined: Path) -> Path:
     """Write the system's certificate authorities and the given ones to one file, and return it."""
     paths = ssl.get_default_verify_paths()
     system = Path(paths.cafile).read_bytes() if paths.cafile else b""
-    combined.write_bytes(system + b"\n" + _read_secret(ca))
+    given = _read_secret(ca)
+    if b"-----BEGIN CERTIFICATE-----" not in given:
+        raise FetchError(Code.BAD_REQUEST, "the secret ca_bundle holds no PEM certificate")
+    combined.write_bytes(system + b"\n" + given)
     return combined
 
 

@@ -21,7 +21,10 @@ import httpx2
 from events import Code, FetchError
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported lazily
+    build_hf_headers,
+    parse_ratelimit_headers,
+)
 from manifest import HubSource
 
 MAX_REDIRECTS = 5
@@ -54,7 +57,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Location:
-    """Where a file is. The URL may be signed, so it is a credential; `own`: it is the endpoint's, token and all."""
+    """Where a file is. The URL may be signed: a credential. `own`: at the endpoint, which gets the token."""
 
     url: str
     own: bool
@@ -262,8 +265,8 @@ class Hub:
             if isinstance(cause, ssl.SSLCertVerificationError):
                 return FetchError(
                     Code.UNREACHABLE,
-                    f"{host}: the TLS certificate is not trusted ({cause.verify_message}); if the network has its "
-                    "own certificate authority, give its certificate as the secret ca_bundle",
+                    f"{host}: the TLS certificate is not trusted ({cause.verify_message}); if the network "
+                    "has its own certificate authority, give its certificate as the secret ca_bundle",
                 )
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.UnsupportedProtocol):
@@ -272,7 +275,7 @@ class Hub:
 
 
 def _wait(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a server asks to wait, from `RateLimit` or `Retry-After` (seconds or a date)."""
+    """Return the seconds that a server asks to wait, by `RateLimit` or by `Retry-After`."""
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)

@@ -1,4 +1,4 @@
-"""How long to go on after failures that may pass: a bounded number of attempts, of waiting, and of time in all."""
+"""How long to go on after failures that may pass: bounds for attempts, for waiting, and for time in all."""
 
 from __future__ import annotations
 

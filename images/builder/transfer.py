@@ -7,8 +7,8 @@ The ways, in the order in which they are tried:
     ranges        our own parallel ranges, for other large files, and where hf_transfer failed
     stream        one request, resumed after a cut: small files, servers without ranges, second thoughts
 
-Whatever brought the bytes, their number and sha256 are compared with the manifest. Wrong bytes are thrown away
-and fetched once more as a plain stream, as a proxy may have garbled them. After that they are an error.
+Whatever brought the bytes, their number and sha256 are compared with the manifest. Wrong bytes are thrown
+away and fetched once more as a plain stream, as a proxy may have garbled them. After that they are an error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from accelerate import AccelerationFailed, download
+from answers import NoRanges, check_range, check_whole, strong_etag, wrong_size
 from events import Code, Events, FetchError
 from hub import Hub, Location, Opened, Refused, Retry
 from manifest import Entry
@@ -33,11 +33,6 @@ from tree import Destination, Partial
 
 _SEGMENT = 32 << 20  # bytes of one of our own ranges
 _CONNECTIONS = 4  # of our own, for a file
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-class _NoRanges(Exception):
-    """The server does not answer ranges as it should."""
 
 
 class _NextWay(Exception):
@@ -104,6 +99,8 @@ class Transfer:
                 expected=error.expected,
                 actual=error.actual,
             ) from None
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or self.entry.path) from error
         self._events.fetched(
             source=str(self._hub.source),
             file=self.entry.path,
@@ -145,7 +142,7 @@ class Transfer:
 
     def _verify(self, partial: Partial, digest: str) -> None:
         if (size := os.fstat(partial.fd).st_size) != self.entry.size:
-            raise self._wrong(f"{size} bytes")
+            raise wrong_size(self.entry, f"{size} bytes")
         if digest != self.entry.sha256:
             raise FetchError(
                 Code.WRONG_BYTES,
@@ -189,7 +186,7 @@ class Transfer:
             def ask() -> None:
                 nonlocal position
                 with self._open(position, stop, etag) as opened:
-                    self._check_range(opened, position, stop)
+                    check_range(self.entry, opened, position, stop)
                     for chunk in opened.response.iter_raw():
                         if ended.is_set():
                             return
@@ -209,7 +206,7 @@ class Transfer:
             try:
                 for job in concurrent.futures.as_completed(jobs):
                     job.result()
-            except _NoRanges as reason:
+            except NoRanges as reason:
                 raise _NextWay(f"parallel ranges: {reason}") from None
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -231,22 +228,22 @@ class Transfer:
             with self._open(position, None, etag) as opened:
                 if position:
                     try:
-                        self._check_range(opened, position, None)
-                    except _NoRanges as reason:
+                        check_range(self.entry, opened, position, None)
+                    except NoRanges as reason:
                         restart()
                         if opened.response.status_code != 200:
                             raise Retry(str(reason)) from None
                 if not position:
-                    self._check_whole(opened)
-                    etag = _strong_etag(opened)
+                    check_whole(self.entry, opened)
+                    etag = strong_etag(opened)
                 for chunk in opened.response.iter_raw():
                     if position + len(chunk) > self.entry.size:
-                        raise self._wrong(f"more than {self.entry.size} bytes")
+                        raise wrong_size(self.entry, f"more than {self.entry.size} bytes")
                     self._write(partial, chunk, position)
                     digest.update(chunk)
                     position += len(chunk)
             if position < self.entry.size:
-                raise self._wrong(f"{position} bytes")
+                raise wrong_size(self.entry, f"{position} bytes")
 
         self._persistence.insist(ask)
         return digest.hexdigest()
@@ -254,14 +251,14 @@ class Transfer:
     # -- requests --------------------------------------------------------------------------------------------
 
     def _probe(self) -> str | None:
-        """Find where the bytes are; return their ETag ("" if it is of no use), or None if there are no ranges."""
+        """Find where the bytes are; return their ETag ("" if it is weak), or None if there are no ranges."""
         with self._open(0, 1, "") as opened:
             self._location = opened.location  # behind all redirects
             try:
-                self._check_range(opened, 0, 1)
-            except _NoRanges:
+                check_range(self.entry, opened, 0, 1)
+            except NoRanges:
                 return None
-            return _strong_etag(opened)
+            return strong_etag(opened)
 
     @contextlib.contextmanager
     def _open(self, start: int, stop: int | None, etag: str) -> Iterator[Opened]:
@@ -284,41 +281,6 @@ class Transfer:
                     ) from None
             raise Retry(str(refused)) from None
 
-    def _check_range(self, opened: Opened, start: int, stop: int | None) -> None:
-        """Raise _NoRanges unless the answer is bytes of the range from its start, FetchError if of another file."""
-        response, host = opened.response, opened.location.host
-        if response.status_code != 206:
-            raise _NoRanges(f"{host} answered {response.status_code} to a range")
-        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-        if match is None or _is_encoded(opened):
-            raise _NoRanges(f"{host} answered a range without saying which")
-        first, last, total = int(match[1]), int(match[2]), match[3]
-        if total not in {"*", str(self.entry.size)}:
-            raise self._wrong(f"{total} bytes")
-        if first != start or not first <= last < (self.entry.size if stop is None else stop):
-            raise _NoRanges(f"{host} answered another range than was asked for")
-
-    def _check_whole(self, opened: Opened) -> None:
-        """Raise FetchError, before any byte is read, if this cannot be the file."""
-        response = opened.response
-        if response.status_code != 200:
-            raise Retry(f"{opened.location.host} answered {response.status_code} to a plain request")
-        if _is_encoded(opened):
-            raise self._wrong("a compressed body, which was not asked for")
-        length = response.headers.get("Content-Length")
-        if length is not None and length != str(self.entry.size):
-            page = response.headers.get("Content-Type", "").startswith("text/html")
-            raise self._wrong(f"{length} bytes{' of HTML (a login page, or a proxy?)' if page else ''}")
-
-    def _wrong(self, actual: str) -> FetchError:
-        expected = f"{self.entry.size} bytes"
-        return FetchError(
-            Code.WRONG_BYTES,
-            f"wrong size: {expected} expected, {actual} received",
-            expected=expected,
-            actual=actual,
-        )
-
     def _write(self, partial: Partial, chunk: bytes, position: int) -> None:
         view = memoryview(chunk)
         while view:
@@ -326,19 +288,9 @@ class Transfer:
             view, position = view[written:], position + written
         with self._lock:
             self.done += len(chunk)
-            done = self.done
+            done, self._refusals = self.done, 0
         self._persistence.reached(done)
         self._persistence.check()
-
-
-def _is_encoded(opened: Opened) -> bool:
-    return opened.response.headers.get("Content-Encoding", "identity").strip().lower() not in {"", "identity"}
-
-
-def _strong_etag(opened: Opened) -> str:
-    """Return the ETag if `If-Range` may name it (RFC 9110, 13.1.5), else ""."""
-    etag = str(opened.response.headers.get("ETag", ""))
-    return etag if etag.startswith('"') else ""
 
 
 def _sha256(partial: Partial) -> str:

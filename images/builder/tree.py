@@ -76,12 +76,12 @@ class Destination:
         os.close(self._root)
 
     def present(self, entries: Sequence[Entry]) -> set[str]:
-        """Return the paths that are there with the right bytes; take away what a killed run left half-written.
+        """Return the paths that are there with the right bytes; take away what a killed run left unfinished.
 
         Raises:
             FetchError: WRONG_BYTES if the folder holds something that is not of the manifest.
         """
-        for name in os.listdir(self._root):
+        for name in os.listdir(self._root):  # noqa: PTH208  # pathlib knows no descriptors
             if name.startswith(PARTIAL_PREFIX):
                 os.unlink(name, dir_fd=self._root)
         found = self._walk()
@@ -216,7 +216,7 @@ class Destination:
         for folder, folders, names, fd in os.fwalk(".", dir_fd=self._root, onerror=_raise):
             for name in [*names, *folders]:
                 state = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                found[os.path.normpath(os.path.join(folder, name))] = state
+                found[(Path(folder) / name).as_posix()] = state
         return found
 
     def _refuse_extra(self, found: Mapping[str, os.stat_result], entries: Sequence[Entry]) -> None:

@@ -1,7 +1,8 @@
 """Sentence embeddings over HTTP, as OpenAI's API has them: POST /v1/embeddings.
 
-The model is read once, from ``$MODELBAKE_WEIGHTS``, with sentence-transformers: safetensors only, no code from the
-model's folder, no network. Requests that wait at the same time are computed together. serving.py has the rest.
+The model is read once, from ``$MODELBAKE_WEIGHTS``, with sentence-transformers: safetensors only, no code
+from the model's folder, no network. Requests that wait together are computed together. serving.py has the
+rest.
 """
 
 from __future__ import annotations
@@ -35,11 +36,10 @@ PARAMETERS = {"input", "model", "encoding_format", "truncate", "user"}
 
 @dataclass(frozen=True)
 class Job:
-    """One request: its texts, and where its answer goes."""
+    """The texts of one request."""
 
     texts: list[str]
     truncate: bool
-    answer: asyncio.Future[Answer]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Embeddings:
         self.max_characters = serving.setting("MODELBAKE_MAX_INPUT_CHARACTERS", 1_000_000)
         self.max_waiting = serving.setting("MODELBAKE_MAX_WAITING", 4096)
         self.batch_size = serving.setting("MODELBAKE_BATCH_SIZE", 32)
-        self.waiting: deque[Job] = deque()
+        self.waiting: deque[tuple[Job, asyncio.Future[Answer]]] = deque()
         self.worker: asyncio.Task[None] | None = None
         # One thread for all that touches the model: neither it nor its tokenizer is made for several.
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
@@ -94,9 +94,12 @@ class Embeddings:
         """Embed one text, in the very thread that will embed all others."""
         import numpy
 
-        vectors = self.thread.submit(self.encode, ["warm-up"]).result()
-        if vectors.shape != (1, self.model.get_embedding_dimension()) or not numpy.isfinite(vectors).all():
-            raise LoadError(f"the model's first answer is no embedding; its shape is {vectors.shape}")
+        outcome = self.thread.submit(self.compute, [Job(["warm-up"], truncate=False)]).result()[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        shape = outcome.vectors.shape
+        if shape != (1, self.model.get_embedding_dimension()) or not numpy.isfinite(outcome.vectors).all():
+            raise LoadError(f"the model's first answer is no embedding; its shape is {shape}")
 
     async def embeddings(self, _request: Request, body: dict[str, Any]) -> Response:
         """POST /v1/embeddings."""
@@ -107,7 +110,7 @@ class Embeddings:
             raise ApiError(400, "encoding_format has to be float or base64", param="encoding_format")
         if body.get("user") is not None:
             serving.text(body["user"], "user")
-        answer = await self.enqueue(texts, serving.flag(body, "truncate"))
+        answer = await self.enqueue(Job(texts, serving.flag(body, "truncate")))
         rows = answer.vectors.astype("<f4")
         encoded: list[Any] = (
             [base64.b64encode(row.tobytes()).decode("ascii") for row in rows]
@@ -147,39 +150,37 @@ class Embeddings:
                 raise ApiError(400, words, param="input", code="context_length_exceeded")
         return values
 
-    async def enqueue(self, texts: list[str], truncate: bool) -> Answer:
+    async def enqueue(self, job: Job) -> Answer:
         """Wait for the turn of these texts, and for their embeddings."""
-        if sum(len(job.texts) for job in self.waiting) + len(texts) > self.max_waiting:
+        if sum(len(other.texts) for other, _ in self.waiting) + len(job.texts) > self.max_waiting:
             raise ApiError(503, "too many texts are waiting already; try again later", code="overloaded")
-        job = Job(texts, truncate, asyncio.get_running_loop().create_future())
-        self.waiting.append(job)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.waiting.append((job, answer))
         if self.worker is None or self.worker.done():
             self.worker = asyncio.create_task(self.work())
-        return await job.answer
+        return await answer
 
     async def work(self) -> None:
         """Compute what waits, as much as fits at a time, until nothing waits any more."""
-        loop = asyncio.get_running_loop()
         while self.waiting:
-            jobs: list[Job] = []
-            count = 0
-            while self.waiting and (not jobs or count + len(self.waiting[0].texts) <= self.max_inputs):
-                job = self.waiting.popleft()
-                if not job.answer.done():  # Else its client has gone.
-                    jobs.append(job)
-                    count += len(job.texts)
-            outcomes = await loop.run_in_executor(self.thread, self.compute, jobs)
-            for job, outcome in zip(jobs, outcomes, strict=True):
-                if job.answer.done():
+            batch = [self.waiting.popleft()]
+            count = len(batch[0][0].texts)
+            while self.waiting and count + len(self.waiting[0][0].texts) <= self.max_inputs:
+                batch.append(self.waiting.popleft())
+                count += len(batch[-1][0].texts)
+            jobs = [job for job, _ in batch]
+            outcomes = await asyncio.get_running_loop().run_in_executor(self.thread, self.compute, jobs)
+            for (_, answer), outcome in zip(batch, outcomes, strict=True):
+                if answer.done():  # Cancelled, while the server shuts down.
                     continue
                 if isinstance(outcome, Exception):
-                    job.answer.set_exception(outcome)
+                    answer.set_exception(outcome)
                 else:
-                    job.answer.set_result(outcome)
+                    answer.set_result(outcome)
 
     def compute(self, jobs: list[Job]) -> list[Answer | Exception]:
-        """Answer several requests with one run of the model. What is wrong with one does not touch the others."""
-        outcomes: list[Answer | Exception | None] = [None] * len(jobs)
+        """Answer several requests with one run of the model; what is wrong with one is its own matter."""
+        outcomes: dict[int, Answer | Exception] = {}
         tokens: dict[int, int] = {}
         for number, job in enumerate(jobs):
             try:
@@ -187,28 +188,34 @@ class Embeddings:
             except Exception as error:
                 outcomes[number] = error
         try:
+            start = 0
             vectors = self.encode([text for number in tokens for text in jobs[number].texts])
+            for number, count in tokens.items():
+                end = start + len(jobs[number].texts)
+                outcomes[number] = Answer(vectors[start:end], count)
+                start = end
         except Exception as error:
-            if len(tokens) > 1:
-                return [self.compute([job])[0] for job in jobs]
-            return [outcome or error for outcome in outcomes]
-        start = 0
-        for number, count in tokens.items():
-            end = start + len(jobs[number].texts)
-            outcomes[number] = Answer(vectors[start:end], count)
-            start = end
-        return [outcome for outcome in outcomes if outcome is not None]
+            # Too much for the memory, perhaps: then each alone.
+            alone = len(tokens) > 1
+            outcomes.update(
+                {number: self.compute([jobs[number]])[0] if alone else error for number in tokens}
+            )
+        return [outcomes[number] for number in range(len(jobs))]
 
     def count_tokens(self, job: Job) -> int:
         """How many tokens a request has; ApiError where one text has more than the model can see."""
-        tokenized = self.model.tokenizer(job.texts, truncation=False, padding=False, verbose=False)
+        prompt = self.model.prompts.get(self.model.default_prompt_name or "") or ""
+        texts = [prompt + text for text in job.texts]
+        tokenized = self.model.tokenizer(texts, truncation=False, padding=False, verbose=False)
         counts = [len(tokens) for tokens in tokenized["input_ids"]]
         limit = self.model.max_seq_length
         if limit is None:
             return sum(counts)
         for index, count in enumerate(counts):
             if count > limit and not job.truncate:
-                words = f"input[{index}] has {count} tokens; the model sees {limit}: shorten it, or set truncate to true"
+                words = (
+                    f"input[{index}] has {count} tokens, the model sees {limit}: shorten it or set truncate"
+                )
                 raise ApiError(400, words, param="input", code="context_length_exceeded")
         return sum(min(count, limit) for count in counts)
 

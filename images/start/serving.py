@@ -1,16 +1,16 @@
 """What the servers of all runtimes share: settings, JSON logs, metrics, health, error bodies, the run loop.
 
-A runtime's server is a Service: how to load a model, how to let it answer once, and a handler for each path of its
-API. ``run`` does the rest:
+A runtime's server is a Service: how to load a model, how to let it answer once, and a handler for each path
+of its API. ``run`` does the rest:
 
     GET /health      200 once the model has answered by itself, 503 before
     GET /metrics     Prometheus text
     GET /v1/models   the one model there is, as OpenAI's API lists it
     POST ...         the service's own; refused with 503 until the model is ready
 
-It listens before it loads, so that whoever watches can tell "still loading" from "not there". Events are JSON lines
-on stdout, of the same form as start.py's. SIGTERM lets open requests end, for ``MODELBAKE_DRAIN_SECONDS`` at most,
-and then exits with 0.
+It listens before it loads, so that whoever watches can tell "still loading" from "not there". Events are JSON
+lines on stdout, of the same form as start.py's. SIGTERM lets open requests end, within
+``MODELBAKE_DRAIN_SECONDS``, and then the server exits with 0.
 
     exit code 70    the model could not be loaded, or did not answer
     exit code 71    the port could not be opened
@@ -41,7 +41,6 @@ from prometheus_client import (
     Histogram,
     Info,
     ProcessCollector,
-    disable_created_metrics,
     generate_latest,
 )
 from starlette.applications import Starlette
@@ -50,7 +49,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 from start import Log
 
 LOAD_FAILED = 70
@@ -137,7 +135,6 @@ class Metrics:
     """The Prometheus metrics, in a registry of their own."""
 
     def __init__(self, routes: Collection[str]) -> None:
-        disable_created_metrics()
         self.routes = frozenset(routes)
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -281,19 +278,25 @@ class Server:
             loaded = time.monotonic()
             self.service.warm_up()
         except Exception as error:
-            log("error", "load_failed", **describe_error(error), seconds=round(time.monotonic() - started, 3))
+            seconds = round(time.monotonic() - started, 3)
+            log("error", "load_failed", **describe_error(error), seconds=seconds)
             self.exit_code = LOAD_FAILED
             self.state = "failed"
             self.uvicorn.should_exit = True
             return
-        info = {"model": self.settings.model, "version": self.settings.version, "device": facts["device"]}
-        self.metrics.info.info(info)
+        settings = self.settings
+        self.metrics.info.info(
+            {"model": settings.model, "version": settings.version, "device": str(facts["device"])}
+        )
         self.metrics.load_seconds.set(loaded - started)
         if facts["device"] != "cpu":
             self.metrics.watch_gpu()
         self.state = "ready"
-        warm_up = time.monotonic() - loaded
-        log("info", "loaded", seconds=round(loaded - started, 3), warm_up_seconds=round(warm_up, 3), **facts)
+        times = {
+            "seconds": round(loaded - started, 3),
+            "warm_up_seconds": round(time.monotonic() - loaded, 3),
+        }
+        log("info", "loaded", **times, **facts)
 
 
 def run(create: Callable[[Settings], Service]) -> NoReturn:
@@ -301,7 +304,7 @@ def run(create: Callable[[Settings], Service]) -> NoReturn:
     log.model = os.environ.get("MODELBAKE_MODEL", "")
     log.version = os.environ.get("MODELBAKE_VERSION", "")
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn takes these over while it serves, drains, and then raises the signal once more, for this one.
+        # uvicorn takes these over while it serves, and raises them once more after it has drained.
         signal.signal(number, stop)
     log_as_json()
     try:
@@ -352,9 +355,10 @@ def tame_transformers() -> None:
     """Let transformers log like everybody else, and draw no progress bars."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_default_handler()
-    transformers_logging.enable_propagation()
-    transformers_logging.disable_progress_bar()
+    library: Any = transformers_logging  # Its functions have no types.
+    library.disable_default_handler()
+    library.enable_propagation()
+    library.disable_progress_bar()
 
 
 def require_safetensors(weights: Path) -> None:
@@ -367,6 +371,12 @@ def require_safetensors(weights: Path) -> None:
             raise LoadError(f"{path.relative_to(weights)}: pickled weights, and no safetensors beside them")
     if not any(weights.rglob("*.safetensors")):
         raise LoadError("there are no safetensors files among the weights")
+
+
+async def until_disconnect(request: Request) -> None:
+    """Wait until the client of a request, whose body has been read, goes away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
@@ -425,7 +435,7 @@ def check_model(body: Mapping[str, Any], model: str) -> None:
 
 
 def check_known(body: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse parameters that would otherwise be ignored in silence; null means not given, as in OpenAI's API."""
+    """Refuse what would otherwise be ignored in silence; null means not given, as in OpenAI's API."""
     for name, value in body.items():
         if name not in known and value is not None:
             words = f"parameter not supported: {name[:100]!r}; supported: {', '.join(sorted(known))}"

@@ -66,7 +66,7 @@ _ABSENT_SECRET = re.compile(r"secret (\S+): not found")
 _STEP_ENDED = re.compile(r"did not complete successfully: (exit code: \d+|[^\n]+)")
 _EXIT_CODE = re.compile(r"exit code: (\d+)")
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
-_BASE_IMAGE = re.compile(r"failed to resolve source metadata for ([^\s:]+(?::\d+/[^\s:]+)?[^\s]*?):? ")
+_BASE_IMAGE = re.compile(r"failed to resolve source metadata for (\S+?): ")
 _PULLING = re.compile(
     r"failed to resolve source metadata|failed to do request|failed to authorize|pull access denied"
     r"|unexpected status from \w+ request|failed to fetch (?:oauth|anonymous) token"
@@ -171,22 +171,20 @@ def build_error(text: str, trace: Trace) -> ModelbakeError:
     if absent := _ABSENT_SECRET.search(said):
         return SecretMissing(f"the build needs the secret {absent[1]!r}, which was not given", subject=name)
     if _PULLING.search(said):
-        return _pull_error(text, name)
+        return _pull_error(text, name, error or text)
     return BuildFailed(_with_lines(text, lines), subject=name)
 
 
-def _pull_error(text: str, step: str) -> ModelbakeError:
+def _pull_error(text: str, step: str, said: str) -> ModelbakeError:
     found = _BASE_IMAGE.search(text)
     subject = found[1] if found else step
-    if refused := registry_error(text, subject):
+    if refused := registry_error(said, subject):
         return refused
-    if "not found" in text:
+    if "not found" in said:
         return BuildFailed(
-            f"the registry has no such base image: {text}",
-            subject=subject,
-            hint="check the `base` of the model",
+            f"the registry has no such base image: {said}", subject=subject, hint="check the model's `base`"
         )
-    return BuildFailed(f"the base image cannot be pulled: {text}", subject=subject)
+    return BuildFailed(f"the base image cannot be pulled: {said}", subject=subject)
 
 
 def _fetch_error(step: str, said: str, lines: Sequence[str]) -> ModelbakeError | None:

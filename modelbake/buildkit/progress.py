@@ -17,6 +17,17 @@ from dataclasses import dataclass, field
 
 from modelbake.buildkit.status import StatusUpdate, Transfer, VertexState, Warned
 
+__all__ = [
+    "BuildEvent",
+    "Log",
+    "Trace",
+    "Transfer",
+    "VertexDone",
+    "VertexError",
+    "VertexStarted",
+    "Warned",
+]
+
 TAIL_LINES = 60  # log lines remembered of each step, to be shown when it fails
 _LONGEST_LINE = 64 * 1024  # characters; a longer line is passed on in pieces
 _OVERLAP = 4096  # characters kept back at such a cut, so that no secret is cut in two
@@ -74,7 +85,7 @@ class _Step:
     name: str = ""
     error: str = ""
     started: float | None = None
-    completed: float | None = None
+    running: bool = False
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
 
 
@@ -144,19 +155,21 @@ class Trace:
     def _started(self, vertex: VertexState) -> Iterator[BuildEvent]:
         step = self._steps.setdefault(vertex.digest, _Step())
         step.name = self._redact(_CONTROL.sub(" ", vertex.name)) or step.name
-        if vertex.started is not None and vertex.started != step.started:
-            again = step.started is not None and step.completed is None
-            step.started, step.completed, step.error = vertex.started, None, ""
-            if not again:
-                yield VertexStarted(vertex.digest, step.name)
+        if vertex.started is None or vertex.started == step.started:
+            return
+        # BuildKit may begin a step anew, such as a context that it loads in two parts.
+        step.started, step.error = vertex.started, ""
+        if not step.running:
+            step.running = True
+            yield VertexStarted(vertex.digest, step.name)
 
     def _ended(self, vertex: VertexState) -> Iterator[BuildEvent]:
         step = self._steps[vertex.digest]
-        if vertex.completed is None or vertex.completed == step.completed:
+        if vertex.completed is None or not step.running:
             return
+        step.running = False
         for key in [key for key in self._lines if key[0] == vertex.digest]:
             yield from self._flush(*key)
-        step.completed = vertex.completed
         if vertex.error:
             step.error = self._redact(vertex.error)
             yield VertexError(vertex.digest, step.name, step.error, _is_cancelled(step.error))

@@ -186,7 +186,7 @@ class HubSource:
                 if size > expected:
                     break
                 if time.monotonic() > deadline:
-                    raise httpx2.ReadTimeout("the transfer is too slow")
+                    raise TimeoutError  # not one of httpx2, so it is not tried again
         return size, sha256.hexdigest(), blob.hexdigest()
 
     def _request(self, api: HfApi, place: Place, commit: str, file: ListedFile) -> tuple[str, dict[str, str]]:

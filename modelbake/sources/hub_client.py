@@ -9,9 +9,9 @@ it is said by `talking`, for the calls of the current thread.
 from __future__ import annotations
 
 import email.utils
-import functools
 import itertools
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +72,8 @@ class _Talk:
     requests: int = 0
 
 
+_installing = threading.Lock()
+_installed = False
 _current: ContextVar[_Talk | None] = ContextVar("modelbake_hub_talk", default=None)
 
 
@@ -173,7 +175,7 @@ def _whole(response: httpx2.Response, patience: Patience) -> httpx2.Response:
             if size > _MAX_ANSWER_BYTES:
                 raise httpx2.DecodingError(f"an answer of more than {_MAX_ANSWER_BYTES} bytes")
             if time.monotonic() > deadline:
-                raise httpx2.ReadTimeout(f"an answer took more than {patience.answer} seconds")
+                raise TimeoutError  # not one of httpx2: trying again would take as long again
             parts.append(part)
     finally:
         response.close()
@@ -202,13 +204,17 @@ def _asked_wait(response: httpx2.Response) -> float | None:
     return max(0.0, moment.timestamp() - time.time())
 
 
-@functools.cache
 def _install() -> None:
     """Make huggingface_hub use this client, once, and keep it quiet.
 
     Its log would carry a hub's `X-HF-Warning` to the terminal, past our redaction. Its telemetry would ask
     huggingface.co for a list of programs before the first header is built, whatever hub was configured.
     """
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-    huggingface_hub.set_client_factory(HubClient)
+    global _installed
+    with _installing:  # a second change of the factory would close the client under another thread
+        if _installed:
+            return
+        hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+        huggingface_hub.set_client_factory(HubClient)
+        _installed = True

@@ -6,11 +6,15 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from modelbake.errors import ModelbakeError
+from modelbake.errors import ImageNotFound, ModelbakeError
+
+LOCK_LABEL = "io.modelbake.lock"  # the image's label that holds the digest of its lock
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
+    from modelbake.engine import Engine, LocalImage
     from modelbake.output import Output
+    from modelbake.plan import BuildPlan
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,3 +43,17 @@ def for_each(specs: Sequence[ModelSpec], action: Callable[[ModelSpec], None], ou
         raise type(first)(
             f"{len(failed)} of {len(specs)} models failed: {names}", hint="see the errors above"
         )
+
+
+def built_image(engine: Engine, plan: BuildPlan) -> LocalImage:
+    """Return the image that `build` made of this very plan's lock.
+
+    Raises ImageNotFound where there is none, or where it holds other weights than models.lock names now.
+    """
+    remedy = f"run `build.py build {plan.name}`"
+    image = engine.image(plan.local_tag)
+    if image is None:
+        raise ImageNotFound("has not been built on this engine", subject=plan.local_tag, hint=remedy)
+    if image.labels.get(LOCK_LABEL) != plan.locked.digest:
+        raise ImageNotFound("was built from another lock", subject=plan.local_tag, hint=remedy)
+    return image

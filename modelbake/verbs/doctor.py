@@ -1,4 +1,4 @@
-"""Look at everything a build needs (engine, BuildKit, GPU, disk, hub, registry): each a line, ok or what to do."""
+"""Look at what a build needs (engine, BuildKit, GPU, disk, hub, registry): each a line, ok or what to do."""
 
 from __future__ import annotations
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from modelbake.errors import LockDrift
+from modelbake.errors import LockDrift, UsageError
 from modelbake.output import Output
 from modelbake.verbs import model_arguments
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
+    from modelbake.credentials import Secret
+    from modelbake.locked import LockedModel
 
 SUMMARY = "write models.lock (or --check it)"
 
@@ -25,3 +27,74 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
     parser.add_argument("--check", action="store_true", help="change nothing; list all drift")
     parser.add_argument("--offline", action="store_true", help="with --check: do not ask upstream")
+
+
+def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
+    """Print one line a locked model, or with --check one line a difference. No NAME means all models."""
+    from modelbake.credentials import hub_token
+
+    if args.offline and not args.check:
+        raise UsageError("--offline goes with --check: a lock cannot be made without asking upstream")
+    specs = workspace.config.select(args.names, all=args.all or not args.names)
+    token = hub_token()
+    if token:
+        output.redactor.add(token)
+    if args.check:
+        _check(specs, None if args.offline else (token,), workspace, output, everything=not args.names)
+    else:
+        _lock(specs, token, workspace, output, everything=not args.names)
+
+
+def _lock(
+    specs: list[ModelSpec], token: Secret | None, workspace: Workspace, output: Output, *, everything: bool
+) -> None:
+    from modelbake.lock import update_lock, write_lock
+    from modelbake.sources import resolve_all
+
+    def say(locked: LockedModel) -> None:
+        output.event(
+            "resolved",
+            f"{locked.name}: {locked.source}@{locked.revision} is {locked.commit}",
+            model=locked.name,
+            source=locked.source,
+            commit=locked.commit,
+            files=len(locked.files),
+            bytes=locked.size,
+        )
+
+    resolved = resolve_all(specs, workspace.lock, token, done=say)
+    configured = set(workspace.config.models) if everything else None
+    write_lock(workspace.lock_path, update_lock(workspace.lock, resolved, configured=configured))
+    for locked in resolved:
+        output.result(
+            f"{locked.name} {locked.commit} {len(locked.files)} files {locked.size:,} bytes {locked.digest}"
+        )
+
+
+def _check(
+    specs: list[ModelSpec],
+    upstream: tuple[Secret | None] | None,
+    workspace: Workspace,
+    output: Output,
+    *,
+    everything: bool,
+) -> None:
+    from modelbake.lock import config_drift, upstream_drift
+    from modelbake.sources import head_all
+
+    names = {spec.name for spec in specs}
+    lock = workspace.lock
+    drifts = [drift for drift in config_drift(workspace.config, lock) if drift.model in names or everything]
+    if upstream is not None:
+        # A model that has to be locked anew anyway has nothing to compare upstream with.
+        settled = [spec for spec in specs if spec.name not in {drift.model for drift in drifts}]
+        drifts += upstream_drift(lock, head_all(settled, upstream[0]))
+    for drift in drifts:
+        output.result(str(drift))
+    if drifts:
+        raise LockDrift(
+            f"{len(drifts)} differences",
+            subject=str(workspace.lock_path),
+            hint="run `build.py lock`, look at the difference, and commit models.lock",
+        )
+    output.event("no_drift", f"{len(specs)} models agree with {workspace.lock_path}", models=len(specs))

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from modelbake.output import Output
-from modelbake.verbs import for_each, model_arguments
+from modelbake.verbs import built_image, for_each, model_arguments
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
 
     def smoke_one(spec: ModelSpec) -> None:
         plan = plans[spec.name]
-        image = engine.built_image(plan.local_tag, plan.locked.digest)
+        image = built_image(engine, plan)
         report = smoke(
             engine,
             spec,

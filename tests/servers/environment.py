@@ -45,8 +45,8 @@ def run_script(script: str, *arguments: str, environment: Mapping[str, str] | No
 
 def bridge_address(docker_host: str) -> str:
     """Return the address of this machine as seen from the engine's containers and build steps."""
-    with docker.DockerClient(base_url=docker_host) as client:
-        return str(client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"])
+    with docker.APIClient(base_url=docker_host) as api:
+        return str(api.inspect_network("bridge")["IPAM"]["Config"][0]["Gateway"])
 
 
 class Wheels:

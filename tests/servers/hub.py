@@ -56,7 +56,7 @@ class Hub:
         tokens: token -> the repositories it may read (None: all).
         host, port: where to listen; port 0 takes a free one.
         cdn_host, cdn_port: where the second server listens (default: the same host).
-        name, cdn_name: the host names in URLs, where these are not the addresses to listen on.
+        name, cdn_name: the host names in URLs, where these are not the addresses to listen on (0.0.0.0).
         cert, key: PEM files; with them, both servers speak TLS.
         page_size: entries of a page of the tree API.
         ranges: whether Range headers are heeded.
@@ -96,7 +96,7 @@ class Hub:
             self._site("hub", self._answer_hub, ranges),
             self._site("cdn", self._answer_cdn, ranges),
         ]
-        cdn_host = cdn_host or host
+        other_host, cdn_host = cdn_host, cdn_host or host
         self._listeners = [Listener(self._sites[0], (host, port), tls)]
         try:
             self._listeners.append(Listener(self._sites[1], (cdn_host, cdn_port), tls))
@@ -104,7 +104,7 @@ class Hub:
             self._listeners[0].close()
             raise
         self.url = f"{scheme}://{name or host}:{self._listeners[0].port}"
-        self.cdn_url = f"{scheme}://{cdn_name or cdn_host}:{self._listeners[1].port}"
+        self.cdn_url = f"{scheme}://{cdn_name or other_host or name or host}:{self._listeners[1].port}"
 
     def __enter__(self) -> Self:
         return self

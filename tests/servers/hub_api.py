@@ -62,23 +62,24 @@ class Api:
         parts = call.parts
         if parts[:2] == ["api", "whoami-v2"]:
             return self._whoami(call)
+        reading = call.method in {"GET", "HEAD"}
         if parts[:2] == ["api", "models"] and len(parts) >= 4:
             name, verb, rest = "/".join(parts[2:4]), parts[4] if len(parts) > 4 else "", parts[5:]
             if call.method == "POST" and verb == "paths-info" and rest:
                 repo = self.open(call, name)
                 return self._paths_info(call, repo, self.revision(repo, rest[0]))
-            if call.method == "GET" and verb in {"", "revision"}:
+            if reading and verb in {"", "revision"}:
                 repo = self.open(call, name)
                 return self._info(call, repo, self.revision(repo, rest[0] if rest else "main"))
-            if call.method == "GET" and verb == "tree" and rest:
+            if reading and verb == "tree" and rest:
                 repo = self.open(call, name)
                 return self._tree(call, repo, self.revision(repo, rest[0]), "/".join(rest[1:]), base)
-            if call.method == "GET" and verb == "refs":
+            if reading and verb == "refs":
                 return self._refs(self.open(call, name))
-            if call.method == "GET" and verb == "commits" and rest:
+            if reading and verb == "commits" and rest:
                 repo = self.open(call, name, content=True)
                 return self._commits(repo, self.revision(repo, rest[0]))
-            if call.method == "GET" and verb == "auth-check":
+            if reading and verb == "auth-check":
                 self.open(call, name, content=True)
                 return json_answer({})
         raise refuse(404, "Sorry, we can't find the page you are looking for.")

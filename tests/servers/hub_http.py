@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -76,7 +77,7 @@ class Listener(ThreadingHTTPServer):
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         super().__init__(address, _Handler)
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name=f"hub-{site.host}")
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), name=f"hub-{site.host}")
         self._thread.start()
 
     @property
@@ -91,11 +92,15 @@ class Listener(ThreadingHTTPServer):
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve one connection, in its own thread."""
         if self._tls is not None:
-            request.settimeout(10)
-            request = self._tls.wrap_socket(request, server_side=True)
+            request = self._tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         with self._lock:
             self._connections.add(request)
         try:
+            if self.site.stopping.is_set():
+                return
+            if self._tls is not None:
+                request.settimeout(_Handler.timeout)
+                request.do_handshake()
             super().finish_request(request, client_address)
         finally:
             with self._lock:
@@ -105,7 +110,9 @@ class Listener(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Keep the traceback, unless it is just the client that hung up."""
-        if not isinstance(sys.exception(), (ConnectionError, TimeoutError, ssl.SSLError)):
+        error = sys.exception()
+        hung_up = isinstance(error, (ConnectionError, TimeoutError, ssl.SSLError))
+        if not hung_up and not (isinstance(error, OSError) and error.errno == errno.ENOTCONN):
             self.site.failures.append(traceback.format_exc())
 
     def close(self) -> None:
@@ -145,7 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         site = self.server.site
         url = urlsplit(self.path)
-        length = int(self.headers.get("Content-Length") or 0)
+        given_length = self.headers.get("Content-Length") or "0"
+        length = int(given_length) if given_length.isdecimal() else _BODY_LIMIT + 1
         if length > _BODY_LIMIT or "Transfer-Encoding" in self.headers:
             self.send_error(413)
             return

@@ -1,0 +1,321 @@
+"""Make a virtual environment with exactly the packages of a hash-pinned requirements file.
+
+    python install.py VENV REQUIREMENTS
+
+pip works from a second, temporary environment, so that VENV holds neither pip nor setuptools unless they are
+required. Only wheels, only with the hashes of REQUIREMENTS. A file without requirements gives a bare VENV.
+
+Byte code is compiled, as a container with a read-only root could never keep what it compiles, and would
+do it at every start. It is of the kind "unchecked-hash": the usual one holds its source's time stamp, and all
+time stamps are set to SOURCE_DATE_EPOCH, or 0. So the same requirements give the same layer.
+
+Files of the secrets folder (/run/secrets), where a BuildKit secret mount is; each may be absent:
+
+    pip_config  a pip configuration file
+    index_url   the URL of the package index, possibly with a password
+    ca_bundle   PEM certificates of a network's own authorities, trusted besides the system's
+
+stdout: {"event": "progress", "message"}. stderr, on failure, as the last line: {"event": "error", "code",
+"package"?, "message"}. No URL is shown beyond its host. Exit codes: 0, or
+
+     1  something unexpected                       34  the disk is full
+    30  a package's bytes have another hash,       35  the requirements or arguments are wrong
+        or there is no hash for it                 36  this Python cannot make virtual environments
+    31  no such package, version or fitting wheel  37  the index refused the credentials, or needs some
+    32  the index cannot be reached                130  interrupted
+    33  the index's TLS certificate is not trusted
+
+It needs Python 3.11 with venv and ensurepip, and only its standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+_INHERITED = {"PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"}
+_PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
+_URL = re.compile(r"(?P<scheme>[a-z+]+://)(?:[^\s/@'\"<>]*@)?(?P<host>[^\s/?#'\"<>:,)]*)[^\s'\"<>,)]*", re.I)
+_KEPT_LINES = 400  # of pip's output, for its diagnosis
+_SHOWN_LINES = 6  # of pip's errors, in a message nobody foresaw
+
+
+class Code(IntEnum):
+    """The exit codes."""
+
+    UNEXPECTED = 1
+    HASH = 30
+    NOT_FOUND = 31
+    UNREACHABLE = 32
+    CERTIFICATE = 33
+    DISK_FULL = 34
+    USAGE = 35
+    PYTHON = 36
+    CREDENTIALS = 37
+    INTERRUPTED = 130
+
+
+class InstallError(Exception):
+    """An error that ends the program; `package` is the one it is about."""
+
+    def __init__(self, code: Code, message: str, *, package: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.package = package
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the program; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="install.py", description="Make a virtual environment from hash-pinned requirements."
+    )
+    parser.add_argument("venv", type=Path, metavar="VENV")
+    parser.add_argument("requirements", type=Path, metavar="REQUIREMENTS")
+    parser.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    os.umask(0o022)
+    error: InstallError
+    try:
+        _require_fresh(options.venv)
+        try:
+            install(options.venv.absolute(), options.requirements, options.secrets)
+        except BaseException:
+            shutil.rmtree(options.venv, ignore_errors=True)
+            raise
+        return 0
+    except InstallError as known:
+        error = known
+    except KeyboardInterrupt:
+        error = InstallError(Code.INTERRUPTED, "interrupted")
+    except OSError as failure:
+        full = failure.errno in {errno.ENOSPC, errno.EDQUOT}
+        error = InstallError(
+            Code.DISK_FULL if full else Code.UNEXPECTED, f"{failure.filename}: {failure.strerror}"
+        )
+    except Exception as failure:
+        error = InstallError(Code.UNEXPECTED, redact(f"unexpected {type(failure).__name__}: {failure}"))
+    about = {} if error.package is None else {"package": error.package}
+    _say(sys.stderr, event="error", code=int(error.code), **about, message=error.message)
+    return int(error.code)
+
+
+def install(venv: Path, requirements: Path, secrets: Path) -> None:
+    """Make `venv` with the packages of `requirements`.
+
+    Raises:
+        InstallError: it cannot be done.
+        OSError: a file cannot be written.
+    """
+    try:
+        text = requirements.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InstallError(Code.USAGE, f"cannot read {requirements}: {error}") from error
+    _make_venv(venv, pip=False)
+    if any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
+        with tempfile.TemporaryDirectory(prefix="modelbake-") as scratch:
+            tool = Path(scratch) / "pip"
+            _make_venv(tool, pip=True)
+            _run_pip(tool, venv, requirements, _pip_environment(Path(scratch), tool, secrets))
+    _compile(venv)
+    clamp_times(venv, int(os.environ.get("SOURCE_DATE_EPOCH") or 0))
+
+
+def clamp_times(root: Path, seconds: int) -> None:
+    """Give everything in a folder, and the folder, the same access and modification time."""
+    for folder, folders, names in os.walk(root, topdown=False):
+        for name in [*names, *folders]:
+            os.utime(Path(folder) / name, (seconds, seconds), follow_symlinks=False)
+    os.utime(root, (seconds, seconds))
+
+
+def redact(text: str) -> str:
+    """Return the text with each URL cut down to its host: user, password and path may be secret."""
+    return _URL.sub(r"\g<scheme>\g<host>/...", text)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _say(stream: TextIO, **event: object) -> None:
+    print(json.dumps(event), file=stream, flush=True)
+
+
+def _require_fresh(venv: Path) -> None:
+    if sys.version_info < (3, 11):  # noqa: UP036  # the base image may have any
+        found = ".".join(map(str, sys.version_info[:2]))
+        raise InstallError(Code.PYTHON, f"Python 3.11 or newer is needed, this is {found}")
+    if venv.is_symlink() or (venv.exists() and (not venv.is_dir() or any(venv.iterdir()))):
+        raise InstallError(Code.USAGE, f"{venv} exists already")
+
+
+def _make_venv(path: Path, *, pip: bool) -> None:
+    options = [] if pip else ["--without-pip"]
+    done = subprocess.run(
+        [sys.executable, "-m", "venv", *options, str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return
+    if "No space left" in done.stdout:
+        raise InstallError(Code.DISK_FULL, f"the disk is full: cannot make {path}")
+    reason = redact(" ".join(done.stdout.split()[-40:]))
+    raise InstallError(
+        Code.PYTHON,
+        f"{sys.executable} cannot make a virtual environment (on Debian: package python3-venv): {reason}",
+    )
+
+
+def _pip_environment(scratch: Path, tool: Path, secrets: Path) -> dict[str, str]:
+    """Return all that pip gets to see of the environment, and the secrets."""
+    environment = {
+        name: value for name, value in os.environ.items() if name in _INHERITED or name.lower() in _PROXIES
+    }
+    config = secrets / "pip_config"
+    environment |= {
+        "HOME": str(scratch),
+        "PIP_CONFIG_FILE": str(config) if config.exists() else os.devnull,
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_INPUT": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if (index := secrets / "index_url").exists():
+        environment["PIP_INDEX_URL"] = index.read_text(encoding="utf-8").strip()
+    if (ca := secrets / "ca_bundle").exists():
+        combined = scratch / "ca.pem"
+        system = ssl.get_default_verify_paths().cafile
+        # pip's own list is where the public index's authorities are, if the system has none.
+        known = [Path(system)] if system else list(tool.glob("lib/python*/site-packages/**/cacert.pem"))
+        combined.write_bytes(b"\n".join(path.read_bytes() for path in [*known, ca]))
+        environment |= {"PIP_CERT": str(combined), "SSL_CERT_FILE": str(combined)}
+    return environment
+
+
+def _run_pip(tool: Path, venv: Path, requirements: Path, environment: dict[str, str]) -> None:
+    command = [str(tool / "bin/python"), "-m", "pip", "--python", str(venv / "bin/python"), "install"]
+    command += ["--require-hashes", "--only-binary", ":all:", "--no-cache-dir", "--no-compile"]
+    command += ["--no-warn-script-location", "--progress-bar", "off", "--requirement", str(requirements)]
+    output: list[str] = []
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        text=True,
+        errors="replace",
+    ) as pip:
+        try:
+            assert pip.stdout is not None
+            for line in pip.stdout:
+                output = [*output[-_KEPT_LINES:], line.rstrip()]
+                if match := re.match(r"\s*Downloading \S*?([^\s/]+\.whl)\S*( \([\d.]+ \w+\))?", line):
+                    _say(sys.stdout, event="progress", message=f"downloading {match[1]}{match[2] or ''}")
+                elif line.startswith("Installing collected packages:"):
+                    _say(sys.stdout, event="progress", message=f"installing {line.count(',') + 1} packages")
+        except BaseException:
+            pip.kill()
+            raise
+    if pip.returncode:
+        raise diagnose("\n".join(output))
+
+
+def diagnose(output: str) -> InstallError:
+    """Return what pip's output says went wrong, in one sentence."""
+    if "No space left on device" in output or "Disk quota exceeded" in output:
+        return InstallError(Code.DISK_FULL, "the disk is full")
+    if match := re.search(r"DO NOT MATCH THE HASHES.*?\n\s+(\S+).*?:\n(.*)", output, re.S):
+        hashes = " ".join(re.findall(r"(?:Expected|or|Got)\s+(?:sha\d+ )?[0-9a-f]{32,}", match[2]))
+        return InstallError(
+            Code.HASH,
+            f"{match[1]}: the index's bytes do not have the pinned hash: {' '.join(hashes.split())}",
+            package=match[1],
+        )
+    if (
+        "Hashes are required in --require-hashes mode" in output
+        or "all requirements must have their" in output
+    ):
+        named = re.search(r"(?:missing from some requirements|pinned with ==).*?\n\s+(\S+)", output, re.S)
+        package = named[1] if named else None
+        return InstallError(
+            Code.HASH, f"{package or 'a requirement'} is not pinned to a version and a hash", package=package
+        )
+    # pip reports an index that it could not ask as one that has no such package: look for the cause first.
+    if "CERTIFICATE_VERIFY_FAILED" in output or "certificate verify failed" in output:
+        return InstallError(
+            Code.CERTIFICATE,
+            f"{_host(output)}: the TLS certificate is not trusted; if the network has its own certificate "
+            "authority, give its certificate as the secret ca_bundle",
+        )
+    if re.search(r"\b40[137] (?:Client )?Error|HTTP error 40[137]|Credentials not correct|User for ", output):
+        return InstallError(
+            Code.CREDENTIALS,
+            f"{_host(output)}: the index refused the credentials, or needs some: give the secret index_url "
+            "or pip_config",
+        )
+    wanted = re.search(r"No matching distribution found for (\S+)", output)
+    if re.search(r"connection broken by|Max retries exceeded|HTTP error 5\d\d|too many 5\d\d error", output):
+        return InstallError(
+            Code.UNREACHABLE,
+            f"{_host(output)}: the package index cannot be reached",
+            package=wanted[1] if wanted else None,
+        )
+    if wanted:
+        versions = re.search(r"\(from versions: ([^)]*)\)", output)
+        known = versions[1] if versions else "none"
+        latest = ", ".join(known.split(", ")[-5:])
+        return InstallError(
+            Code.NOT_FOUND,
+            f"{wanted[1]}: the index has no such version with a wheel for this Python and machine "
+            f"(latest it has: {latest})",
+            package=wanted[1],
+        )
+    if invalid := re.search(r"Invalid requirement: .*", output):
+        return InstallError(Code.USAGE, redact(invalid[0]))
+    errors = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()
+    return InstallError(Code.UNEXPECTED, redact("pip failed: " + " ".join(errors[-_SHOWN_LINES:])))
+
+
+def _host(output: str) -> str:
+    """Return the host that a failure was about, if pip named it."""
+    match = re.search(r"(?:host='|https?://(?:[^\s/@]*@)?)([A-Za-z0-9.-]+)", output)
+    return match[1] if match else "the package index"
+
+
+def _compile(venv: Path) -> None:
+    """Compile the packages. What cannot be compiled, such as a template, is left as it is."""
+    command = [str(venv / "bin/python"), "-m", "compileall", "-q", "-q", "-j", "0"]
+    command += ["--invalidation-mode", "unchecked-hash"]
+    command += map(str, sorted(venv.glob("lib/python*/site-packages")))
+    subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # The order of a set's items in byte code follows the hash seed.
+        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""},
+        check=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,181 @@
+"""The report of a smoke run: what was measured, and whether the image may be pushed. Bound to one image id.
+
+It is read as strictly as it is written: a report that was edited into something no run can produce is
+refused. That keeps out mistakes, not malice; who can write reports can also run smoke tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from modelbake import grammar
+from modelbake.errors import ReportMissing, SmokeError
+
+_LARGEST = 16 << 20  # bytes
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=0)]
+Moment = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class EngineFacts(_Part):
+    """The engine that the image ran on."""
+
+    version: str
+    api_version: str
+    os: str
+    arch: str
+    store: str
+
+
+class Latency(_Part):
+    """Seconds from request to whole answer, over the repeated first check."""
+
+    p50: Amount
+    p95: Amount
+    max: Amount
+
+
+class GpuMemory(_Part):
+    """Bytes: torch.cuda's peak as the server counts it; the driver's use of all visible GPUs at the end."""
+
+    torch_peak_bytes: Bytes | None
+    driver_bytes: Bytes | None
+
+
+class CheckReport(_Part):
+    """One check: what was expected, what came. `seconds` is how long its answer took."""
+
+    name: str
+    passed: bool
+    expected: JsonValue
+    actual: JsonValue
+    seconds: Amount
+
+
+class Report(_Part):
+    """A smoke run. Seconds are wall time; what was never reached is None.
+
+    `device` is `cpu` or `cuda:NAME OF THE GPU`; `load_seconds` is the server's own count of loading the
+    model, `ready_seconds` runs from the container's start to the first healthy answer;
+    `throughput_per_second` counts answers to requests sent one after the other.
+    """
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    model: str
+    version: str
+    image_id: Digest
+    lock: Digest
+    passed: bool
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda:.+)$")]
+    gpu: bool
+    started_at: Moment
+    engine: EngineFacts
+    load_seconds: Amount | None
+    ready_seconds: Amount | None
+    latency_seconds: Latency | None
+    throughput_per_second: Amount | None
+    image_bytes: Bytes
+    gpu_memory: GpuMemory | None
+    checks: Annotated[tuple[CheckReport, ...], Field(min_length=1, strict=False)]
+    toolkit_version: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.passed != all(check.passed for check in self.checks):
+            raise ValueError("`passed` does not follow from the checks")
+        if self.passed and self.ready_seconds is None:
+            raise ValueError("it passed without ever having been ready")
+        if self.gpu != self.device.startswith("cuda:"):
+            raise ValueError("`gpu` does not follow from `device`")
+        return self
+
+
+def report_path(root: Path, model: str, version: str) -> Path:
+    """Return where the report of a model version is: ROOT/MODEL/VERSION.json."""
+    if not grammar.NAME.matches(model) or not grammar.VERSION.matches(version):
+        raise ReportMissing("not a model name and a version", subject=f"{model!r} {version!r}")
+    return root / model / f"{version}.json"
+
+
+def encode_report(report: Report) -> bytes:
+    """Encode a report; the same report has the same bytes."""
+    document = report.model_dump(mode="json", by_alias=True)
+    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def write_report(root: Path, report: Report) -> Path:
+    """Write a report in place of an older one of that model version, atomically; return its path."""
+    path = report_path(root, report.model, report.version)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(encode_report(report))
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise SmokeError(f"the report cannot be written ({error.strerror})", subject=str(path)) from error
+    return path
+
+
+def discard_report(root: Path, model: str, version: str) -> None:
+    """Remove the report of a model version, if there is one."""
+    path = report_path(root, model, version)
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        raise SmokeError(
+            f"an older report cannot be removed ({error.strerror})", subject=str(path)
+        ) from error
+
+
+def read_report(root: Path, model: str, version: str) -> Report:
+    """Read a report. Raises ReportMissing where there is none, or it is not what a run writes."""
+    path = report_path(root, model, version)
+    hint = f"`build.py smoke {model}` writes it"
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ReportMissing("there is no smoke report", subject=f"{model} {version}", hint=hint) from None
+    except OSError as error:
+        raise ReportMissing(f"cannot be read ({error.strerror})", subject=str(path), hint=hint) from error
+    if len(raw) > _LARGEST:
+        raise ReportMissing(f"is larger than {_LARGEST} bytes", subject=str(path), hint=hint)
+    try:
+        report = Report.model_validate(json.loads(raw, object_pairs_hook=_without_duplicates))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problem = f"{where}: {first['msg']}" if where else first["msg"]
+        raise ReportMissing(f"is not a report: {problem}", subject=str(path), hint=hint) from None
+    except (ValueError, RecursionError) as error:
+        raise ReportMissing(f"is not a report: {error}", subject=str(path), hint=hint) from None
+    if (report.model, report.version) != (model, version):
+        raise ReportMissing(f"is the report of {report.model} {report.version}", subject=str(path), hint=hint)
+    return report
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return document

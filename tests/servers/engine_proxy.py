@@ -1,0 +1,98 @@
+"""A proxy in front of a real engine: one that refuses sessions to the Docker SDK, or that speaks TLS.
+
+Everything else passes, also upgraded connections: `buildx` gets its sessions as before.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import socketserver
+import ssl
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+_SDK = re.compile(rb"^user-agent: docker-sdk-python", re.IGNORECASE | re.MULTILINE)
+_UPGRADE = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
+_SESSION = re.compile(rb"POST /v[\d.]+/session ")
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    server: EngineProxy
+
+    def handle(self) -> None:
+        client = self.request
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (data := client.recv(65536)):
+                return
+            head += data
+        if _SDK.search(head):
+            if self.server.refuse_sessions and _SESSION.match(head):
+                self.server.refused += 1
+                said = b'{"message":"page not found"}'
+                client.sendall(
+                    b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nConnection: close\r\n"
+                    b"Content-Length: %d\r\n\r\n%b" % (len(said), said)
+                )
+                return
+            if not _UPGRADE.search(head):  # one request a connection, so that each is seen
+                head = head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+                head = re.sub(rb"\r\nConnection: keep-alive", b"", head)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as engine:
+            engine.connect(self.server.engine)
+            engine.sendall(head)
+            back = threading.Thread(target=_copy, args=(engine, client), daemon=True)
+            back.start()
+            _copy(client, engine)
+            back.join()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with suppress(OSError):
+        if isinstance(target, ssl.SSLSocket):
+            target.unwrap()
+        target.shutdown(socket.SHUT_WR)
+    with suppress(OSError):
+        source.shutdown(socket.SHUT_RD)
+
+
+class EngineProxy(socketserver.ThreadingTCPServer):
+    """Listen on loopback; `port` is where. `refused`: how many sessions were."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(
+        self, engine: str, *, refuse_sessions: bool = False, certificate: tuple[Path, Path] | None = None
+    ) -> None:
+        self.engine = engine.removeprefix("unix://")
+        self.refuse_sessions = refuse_sessions
+        self.refused = 0
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(*certificate)
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.port = int(self.server_address[1])
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        connection, address = super().get_request()
+        return (self._tls.wrap_socket(connection, server_side=True) if self._tls else connection), address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that goes away is no matter of the proxy's
+
+    def __enter__(self) -> EngineProxy:
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()

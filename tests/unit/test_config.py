@@ -1,0 +1,927 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from modelbake import grammar
+from modelbake.config import (
+    Approx,
+    CheckSpec,
+    Config,
+    ModelSpec,
+    SmokeSpec,
+    json_schema,
+    load_config,
+    schema_text,
+)
+from modelbake.errors import ConfigError, UsageError
+from modelbake.expressions import why_not
+from modelbake.grammar import Grammar, names_a_secret
+from modelbake.yamlfile import read_yaml
+
+ROOT = Path(__file__).parents[2]
+DIGEST = "sha256:" + "ab" * 32
+NAME_EXPECTED = f"expected {grammar.NAME.expected}"
+VERSION_EXPECTED = 'expected a semantic version in quotes, such as "1.4.0"'
+SOURCE_EXPECTED = "expected a source such as hf://organisation/name"
+REGISTRY_EXPECTED = "expected a registry such as registry.example.com:5000/team, without a scheme"
+BASE_EXPECTED = "expected an image pinned by its digest: name:tag@sha256: and 64 hexadecimal digits"
+HUB_EXPECTED = "expected the URL of a hub such as https://huggingface.co"
+REVISION_EXPECTED = "expected a branch, tag or commit of the repository"
+PATTERN_EXPECTED = "expected a relative file name pattern such as *.safetensors"
+LINE_EXPECTED = "expected text on one line, without control characters"
+SECRET = "this looks like a token or a password, and everyone who pulls the image could read it"
+SECRET_NAME = (
+    "this names a secret, and everyone who pulls the image could read it;"
+    " give it to the container when it is started"
+)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def document(
+    *, registry: str = "r.example.com/ml", defaults: str = "{}", name: str = "m", **keys: str | None
+) -> str:
+    """Return a models.yaml with one model; keyword values stand as written and come last, None: left out."""
+    model = {"version": '"1.0.0"', "source": "hf://a/b", "runtime": "embeddings"}
+    model = {key: value for key, value in model.items() if key not in keys}
+    lines = [f"registry: {registry}", f"defaults: {defaults}", "models:", f"  {name}:"]
+    lines += [f"    {key}: {value}" for key, value in {**model, **keys}.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def loaded(text: str) -> Config:
+    path = Path("models.yaml")
+    path.write_text(text, encoding="utf-8")
+    return load_config(path)
+
+
+def model(**keys: str) -> ModelSpec:
+    return loaded(document(**keys)).select((), all=True)[0]
+
+
+def refused(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loaded(text)
+    return caught.value.message
+
+
+# --- good ones --------------------------------------------------------------------------------------
+
+
+def test_the_smallest_model_has_documented_defaults() -> None:
+    assert model() == ModelSpec(
+        name="m",
+        version="1.0.0",
+        source="hf://a/b",
+        revision="main",
+        include=("*",),
+        exclude=(),
+        runtime="embeddings",
+        device="cuda",
+        base=None,
+        hub="https://huggingface.co",
+        env={},
+        labels={},
+        smoke=SmokeSpec(startup_seconds=300.0, requests=20, checks=()),
+    )
+
+
+def test_every_key_is_read() -> None:
+    spec = model(
+        revision="refs/pr/3",
+        include='["*.json", "1_Pooling/config.json"]',
+        exclude='["onnx/*"]',
+        device="any",
+        base=f"docker.io/library/python:3.11@{DIGEST}",
+        hub="https://hub.example.com:8443/hf",
+        env='{OMP_NUM_THREADS: "4", TOKENIZERS_PARALLELISM: "false"}',
+        labels="{org.example.team: search}",
+        smoke="{startup_seconds: 60, requests: 5, checks: [{name: dim, post: /v1/e,"
+        ' body: {input: [a, 1, null]}, status: 201, expect: {"length(a)": 3,'
+        " b: {approx: 1, tolerance: 1e-3}, c: {d: 1}}}, {get: /h}, {get: /h}]}",
+    )
+    assert spec.revision == "refs/pr/3"
+    assert spec.include == ("*.json", "1_Pooling/config.json")
+    assert spec.exclude == ("onnx/*",)
+    assert spec.device == "any"
+    assert spec.base == f"docker.io/library/python:3.11@{DIGEST}"
+    assert spec.hub == "https://hub.example.com:8443/hf"
+    assert spec.env == {"OMP_NUM_THREADS": "4", "TOKENIZERS_PARALLELISM": "false"}
+    assert spec.labels == {"org.example.team": "search"}
+    assert spec.smoke.startup_seconds == 60.0
+    assert spec.smoke.requests == 5
+    assert spec.smoke.checks[0] == CheckSpec(
+        name="dim",
+        method="POST",
+        path="/v1/e",
+        body={"input": ["a", 1, None]},
+        status=201,
+        expect={"length(a)": 3, "b": Approx(approx=1.0, tolerance=0.001), "c": {"d": 1}},
+    )
+    assert [(check.name, check.method) for check in spec.smoke.checks[1:]] == [
+        ("GET /h", "GET"),
+        ("GET /h #3", "GET"),
+    ]
+
+
+def test_defaults_are_merged_into_every_model() -> None:
+    config = loaded(
+        """
+registry: localhost:5000
+defaults:
+  runtime: embeddings
+  device: any
+  include: ["*.json"]
+  env: {A: "1", B: "2"}
+  labels: {a.b: c}
+  smoke:
+    startup_seconds: 10
+    requests: 3
+    checks: [{get: /default}]
+models:
+  one: {version: "1.0.0", source: "hf://a/b"}
+  two:
+    version: "2.0.0"
+    source: hf://a/c
+    runtime: transformers
+    include: ["*.txt"]
+    env: {B: "3"}
+    labels: {d.e: f}
+    smoke: {requests: 4, checks: []}
+"""
+    )
+    one, two = config.select((), all=True)
+    assert (one.runtime, one.device, one.include, one.env) == (
+        "embeddings",
+        "any",
+        ("*.json",),
+        {"A": "1", "B": "2"},
+    )
+    assert (one.smoke.startup_seconds, one.smoke.requests, len(one.smoke.checks)) == (10.0, 3, 1)
+    assert (two.runtime, two.device, two.include) == ("transformers", "any", ("*.txt",))
+    assert (two.env, two.labels) == ({"A": "1", "B": "3"}, {"a.b": "c", "d.e": "f"})
+    assert (two.smoke.startup_seconds, two.smoke.requests, two.smoke.checks) == (10.0, 4, ())
+
+
+def test_specs_cannot_be_changed_nor_made_with_names_that_are_not_names() -> None:
+    spec = model()
+    with pytest.raises(ValidationError):
+        spec.version = "2.0.0"
+    for wrong in (
+        {"name": "a\n"},
+        {"version": "1"},
+        {"base": "python"},
+        {"env": {"HF_TOKEN": "x"}},
+        {"more": 1},
+    ):
+        with pytest.raises(ValidationError):
+            ModelSpec.model_validate({**spec.model_dump(), **wrong})
+
+
+# --- bad ones: a key, what is written there, and the exact message --------------------------------------
+
+WRONG_VALUES = [
+    (
+        "version",
+        "1.10",
+        f'version: {VERSION_EXPECTED}, got the number 1.10; write "1.10.0" in quotes',
+    ),
+    ("version", "1", f'version: {VERSION_EXPECTED}, got the number 1; write "1.0.0" in quotes'),
+    ("version", '"v1.2"', f'version: {VERSION_EXPECTED}, got "v1.2"; write "1.2.0" in quotes'),
+    (
+        "version",
+        '"01.0.0"',
+        f'version: {VERSION_EXPECTED}, got "01.0.0"; write "1.0.0" in quotes',
+    ),
+    (
+        "version",
+        '"1.0.0+cu12"',
+        f"version: {VERSION_EXPECTED}, got \"1.0.0+cu12\"; '+build' cannot stand in an image tag;"
+        " use '-build'",
+    ),
+    ("version", '"1.0.0\\n"', f'version: {VERSION_EXPECTED}, got "1.0.0\\n"'),
+    ("version", '"1.0.0-01"', f'version: {VERSION_EXPECTED}, got "1.0.0-01"'),
+    ("version", "true", f"version: {VERSION_EXPECTED}, got the boolean true"),
+    ("version", "", f"version: {VERSION_EXPECTED}, got nothing"),
+    ("version", "[a]", f"version: {VERSION_EXPECTED}, got a list"),
+    (
+        "version",
+        "1:30",
+        'version: 1:30 is a base-60 number for some YAML readers and not for others; write "1:30" in quotes',
+    ),
+    ("source", "a/b", f'source: {SOURCE_EXPECTED}, got "a/b"; did you mean "hf://a/b"?'),
+    (
+        "source",
+        "https://huggingface.co/a/b",
+        f'source: {SOURCE_EXPECTED}, got "https://huggingface.co/a/b"; did you mean "hf://a/b"?',
+    ),
+    (
+        "source",
+        "s3://a/b",
+        f'source: {SOURCE_EXPECTED}, got "s3://a/b"; the only source supported is hf://'
+        " (a repository of a Hugging Face hub)",
+    ),
+    (
+        "source",
+        "hf://gpt2",
+        f'source: {SOURCE_EXPECTED}, got "hf://gpt2"; name the organisation too: hf://organisation/name',
+    ),
+    (
+        "source",
+        "hf://a/b@v1",
+        f'source: {SOURCE_EXPECTED}, got "hf://a/b@v1"; the branch, tag or commit goes into `revision`',
+    ),
+    ("source", "hf://a/b--c", f'source: {SOURCE_EXPECTED}, got "hf://a/b--c"'),
+    ("source", "hf://a/b.git", f'source: {SOURCE_EXPECTED}, got "hf://a/b.git"'),
+    ("source", "hf://a/b/c", f'source: {SOURCE_EXPECTED}, got "hf://a/b/c"'),
+    ("revision", "a..b", f'revision: {REVISION_EXPECTED}, got "a..b"'),
+    ("revision", "-x", f'revision: {REVISION_EXPECTED}, got "-x"'),
+    ("revision", "v1.lock", f'revision: {REVISION_EXPECTED}, got "v1.lock"'),
+    (
+        "revision",
+        "12345",
+        f'revision: {REVISION_EXPECTED}, got the number 12345; write "12345" in quotes',
+    ),
+    (
+        "revision",
+        "12e45",
+        f'revision: {REVISION_EXPECTED}, got the number 12e45; write "12e45" in quotes',
+    ),
+    ("revision", '"$(id)"', f'revision: {REVISION_EXPECTED}, got "$(id)"'),
+    ("include", '"*.json"', 'include: expected a list, got "*.json"; write ["*.json"]'),
+    ("include", "[]", "include: expected at least one item"),
+    ("include", "[../a]", f'include[0]: {PATTERN_EXPECTED}, got "../a"'),
+    ("include", "[a/../b]", f'include[0]: {PATTERN_EXPECTED}, got "a/../b"'),
+    ("exclude", '["a\\nb"]', f'exclude[0]: {PATTERN_EXPECTED}, got "a\\nb"'),
+    (
+        "exclude",
+        "[ok, /a]",
+        f'exclude[1]: {PATTERN_EXPECTED}, got "/a"; patterns are relative to the repository:'
+        " leave the first '/' or './' out",
+    ),
+    (
+        "exclude",
+        "['a\\b']",
+        f"exclude[0]: {PATTERN_EXPECTED}, got \"a\\\\b\"; directories are separated by '/'",
+    ),
+    (
+        "runtime",
+        "Embeddings",
+        f'runtime: {NAME_EXPECTED}, got "Embeddings"; did you mean "embeddings"?',
+    ),
+    ("runtime", "../etc", f'runtime: {NAME_EXPECTED}, got "../etc"'),
+    ("runtime", "", f"runtime: {NAME_EXPECTED}, got nothing"),
+    (
+        "device",
+        "gpu",
+        "device: expected one of cuda, any, cpu; got \"gpu\"; did you mean 'cuda'?",
+    ),
+    ("device", "CPU", "device: expected one of cuda, any, cpu; got \"CPU\"; did you mean 'cpu'?"),
+    ("device", "1", "device: expected one of cuda, any, cpu; got the number 1"),
+    (
+        "base",
+        "python:3.11",
+        f'base: {BASE_EXPECTED}, got "python:3.11"; `docker buildx imagetools inspect python:3.11`'
+        " shows the digest: write python:3.11@sha256:...",
+    ),
+    ("base", "python@sha256:12", f'base: {BASE_EXPECTED}, got "python@sha256:12"'),
+    ("base", f"Python@{DIGEST}", f'base: {BASE_EXPECTED}, got "Python@{DIGEST[:50]}..."'),
+    ("base", f'"a b@{DIGEST}"', f'base: {BASE_EXPECTED}, got "a b@{DIGEST[:53]}..."'),
+    (
+        "hub",
+        "hub.example.com",
+        f'hub: {HUB_EXPECTED}, got "hub.example.com"; did you forget https:// ?',
+    ),
+    (
+        "hub",
+        "https://h.io/",
+        f"hub: {HUB_EXPECTED}, got \"https://h.io/\"; leave the last '/' out",
+    ),
+    (
+        "hub",
+        "https://h.io?a=b",
+        f'hub: {HUB_EXPECTED}, got "https://h.io?a=b"; leave the query and the fragment out',
+    ),
+    (
+        "hub",
+        "https://user:hunter2@h.io",
+        f"hub: {HUB_EXPECTED}, got text that is not repeated here; credentials do not belong"
+        " in the file: the token comes from HF_TOKEN",
+    ),
+    ("hub", "ftp://h.io", f'hub: {HUB_EXPECTED}, got "ftp://h.io"'),
+    ("env", "[A]", "env: expected a mapping (key: value), got a list"),
+    ("env", "{PORT: 80}", f'env.PORT: {LINE_EXPECTED}, got the number 80; write "80" in quotes'),
+    ("env", '{A: "x\\ny"}', f"env.A: {LINE_EXPECTED}, got text that is not repeated here"),
+    (
+        "env",
+        '{"A B": x}',
+        'env."A B": expected an environment variable\'s name (letters, digits and \'_\'), got "A B"',
+    ),
+    ("env", "{HF_TOKEN: 12}", f"env.HF_TOKEN: {SECRET_NAME}"),
+    ("env", "{db_password: x}", f"env.db_password: {SECRET_NAME}"),
+    ("env", "{A: hf_aBcDeFgHiJkLmNoPqRsT}", f"env.A: {SECRET}"),
+    ("env", "{PROXY: http://u:hunter2@p}", f"env.PROXY: {SECRET}"),
+    ("env", '{MODELBAKE_PORT: "1"}', "env.MODELBAKE_PORT: this is set by the image itself"),
+    (
+        "labels",
+        "{Team: x}",
+        f'labels.Team: expected {grammar.LABEL_NAME.expected}, got "Team"; did you mean "team"?',
+    ),
+    ("labels", "{a.b: 1}", f'labels.a.b: {LINE_EXPECTED}, got the number 1; write "1" in quotes'),
+    ("labels", "{a.b: hf_aBcDeFgHiJkLmNoPqRsT}", f"labels.a.b: {SECRET}"),
+    (
+        "labels",
+        "{io.modelbake.model: x}",
+        "labels.io.modelbake.model: labels of io.modelbake.* are reserved; use a name of your own,"
+        " such as org.example.team",
+    ),
+    (
+        "labels",
+        "{org.opencontainers.image.version: x}",
+        "labels.org.opencontainers.image.version: labels of org.opencontainers.image.* are reserved;"
+        " use a name of your own, such as org.example.team",
+    ),
+    ("smoke", "5", "smoke: expected a mapping (key: value), got the number 5"),
+    (
+        "smoke",
+        "{requests: 0}",
+        "smoke.requests: expected a whole number from 1 to 100000, got the number 0",
+    ),
+    (
+        "smoke",
+        "{requests: 1.5}",
+        "smoke.requests: expected a whole number from 1 to 100000, got the number 1.5",
+    ),
+    (
+        "smoke",
+        "{startup_seconds: true}",
+        "smoke.startup_seconds: expected a number of seconds from 1 to 86400, got the boolean true",
+    ),
+    ("smoke", "{request: 1}", "smoke.request: unknown key; did you mean 'requests'?"),
+    ("smoke", "{checks: {}}", "smoke.checks: expected a list, got a mapping"),
+    (
+        "smoke",
+        "{checks: [{name: a, get: /}, {name: a, get: /}]}",
+        'smoke: two checks have the name "a"',
+    ),
+    ("verison", "1", "verison: unknown key; did you mean 'version'?"),
+    ("gpu", "true", "gpu: unknown key; write 'device: cuda'"),
+    (
+        "hf_token",
+        "x",
+        "hf_token: unknown key; secrets are never written in this file: tokens come from the environment",
+    ),
+    (
+        "zzz",
+        "x",
+        "zzz: unknown key; known here: revision, include, exclude, runtime, device, base, hub,"
+        " env, labels, smoke, version, source",
+    ),
+]
+
+WRONG_CHECKS = [
+    ("{get: h}", 'checks[0].get: expected a URL path that begins with \'/\', got "h"; did you mean "/h"?'),
+    (
+        "{get: //evil.example}",
+        "checks[0].get: expected a URL path that begins with '/', got \"//evil.example\"",
+    ),
+    ('{get: "/ HTTP/1.1"}', "checks[0].get: expected a URL path that begins with '/', got \"/ HTTP/1.1\""),
+    ("{name: x}", "checks[0]: expected either 'get' or 'post', with a path"),
+    ("{get: /a, post: /a}", "checks[0]: expected either 'get' or 'post', with a path"),
+    ("{get: /a, body: {}}", "checks[0]: a 'get' has no 'body'; did you mean 'post'?"),
+    ("{pots: /a}", "checks[0].pots: unknown key; did you mean 'post'?"),
+    ("{get: /a, status: 99}", "checks[0].status: expected an HTTP status from 100 to 599, got the number 99"),
+    ('{get: /a, status: "200"}', 'checks[0].status: expected an HTTP status from 100 to 599, got "200"'),
+    (
+        "{get: /a, name: ''}",
+        'checks[0].name: expected a check\'s name: 1 to 100 characters on one line, got ""',
+    ),
+    (
+        '{get: /a, expect: {"a[0": 1}}',
+        'checks[0].expect."a[0": not a JMESPath expression: it is incomplete at character 4 of "a[0"',
+    ),
+    (
+        '{get: /a, expect: {"a]b": 1}}',
+        'checks[0].expect."a]b": not a JMESPath expression: "]" is unexpected at character 2 of "a]b"',
+    ),
+    ("{get: /a, expect: {'': 1}}", 'checks[0].expect."": expected a JMESPath expression, got ""'),
+    (
+        "{get: /a, expect: {lenght(a): 1}}",
+        "checks[0].expect.\"lenght(a)\": JMESPath has no function lenght(); did you mean 'length'?",
+    ),
+    (
+        '{get: /a, expect: {"length(a, b)": 1}}',
+        'checks[0].expect."length(a, b)": length() takes 1 argument, not 2',
+    ),
+    (
+        "{get: /a, expect: {a: {approx: 1, tolerance: 0}}}",
+        "checks[0].expect.a.tolerance: expected a number greater than 0, got the number 0",
+    ),
+    (
+        '{get: /a, expect: {a: {approx: "1", tolerance: 1}}}',
+        'checks[0].expect.a.approx: expected a number, got "1"',
+    ),
+    ("{get: /a, expect: {a: {approx: 1}}}", "checks[0].expect.a.tolerance: required key missing"),
+    (
+        "{get: /a, expect: {a: {approx: 1, tolerance: 1, tolerence: 1}}}",
+        "checks[0].expect.a.tolerence: unknown key; did you mean 'tolerance'?",
+    ),
+]
+
+REGISTRIES = [
+    ("https://r.io/ml/", "a registry is written without scheme and last '/': did you mean \"r.io/ml\"?"),
+    ("ml/team", 'the host comes first (with a dot or a port): did you mean "docker.io/ml/team"?'),
+    ("r.io/Team", 'namespaces are lower-case: did you mean "r.io/team"?'),
+    ("r.io:99999", ""),
+    ("r.io/a//b", ""),
+    ("r.io/a:tag", ""),
+    ('"r.io\\n"', ""),
+]
+
+
+@pytest.mark.parametrize(("key", "written", "message"), WRONG_VALUES)
+def test_each_wrong_value_is_reported_with_place_reason_and_remedy(
+    key: str, written: str, message: str
+) -> None:
+    text = document(**{key: written})
+    (said,) = refused(text).splitlines()
+    place, _, rest = said.partition(": ")
+    assert rest == f"models.m.{message}"
+    assert place.startswith(f"models.yaml:{len(text.splitlines())}:")
+
+
+@pytest.mark.parametrize(("written", "message"), WRONG_CHECKS)
+def test_each_wrong_check_is_reported(written: str, message: str) -> None:
+    (said,) = refused(document(smoke=f"{{checks: [{written}]}}")).splitlines()
+    assert said.split(": ", 1)[1] == f"models.m.smoke.{message}"
+    assert said.startswith("models.yaml:8:")
+
+
+@pytest.mark.parametrize(("written", "advice"), REGISTRIES)
+def test_each_wrong_registry_is_reported(written: str, advice: str) -> None:
+    shown = written if written.startswith('"') else f'"{written}"'
+    expected = f"models.yaml:1:11: registry: {REGISTRY_EXPECTED}, got {shown}" + (
+        f"; {advice}" if advice else ""
+    )
+    assert refused(document(registry=written)) == expected
+
+
+def test_credentials_in_a_registry_are_not_repeated() -> None:
+    said = refused(document(registry="user:hunter2@r.io"))
+    assert "hunter2" not in said
+    assert "docker login" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        document(env="{A: [hunter2]}"),
+        document(env='{A: "hunter2\\n"}'),
+        document(env="{TOKEN: hunter2}"),
+        document(env="{A: http://u:hunter2@p}"),
+        document(hub="http://u:hunter2@p"),
+        document(source="https://u:hunter2@p/a/b"),
+        document(registry="https://u:hunter2@p/a/b"),
+        document(token="hunter2"),
+    ],
+)
+def test_what_may_be_a_secret_is_never_printed(text: str) -> None:
+    assert "hunter2" in text
+    assert "hunter2" not in refused(text)
+
+
+def test_positions_point_at_the_value_the_key_or_the_model() -> None:
+    text = """registry: r.io
+models:
+  one:
+    verison: "1.0.0"
+    source: hf://a/b
+    runtime: x
+    env: {OK: a, HF_TOKEN: b}
+  Two:
+    version: 1.0
+"""
+    assert [line.split(" ")[0:2] for line in refused(text).splitlines()] == [
+        ["models.yaml:3:3:", "models.one.version:"],
+        ["models.yaml:4:5:", "models.one.verison:"],
+        ["models.yaml:7:18:", "models.one.env.HF_TOKEN:"],
+        ["models.yaml:8:3:", "models.Two:"],
+        ["models.yaml:8:3:", "models.Two.runtime:"],
+    ]
+
+
+def test_the_whole_file_is_checked_at_once_also_after_refused_yaml() -> None:
+    text = (
+        document(device="gpu", env="{A: yes}", labels="&x {a: 1}") + "    device: any\n    source: hf://x/y\n"
+    )
+    said = [line.split(": ")[1] for line in refused(text).splitlines()]
+    assert said == [
+        "models.m.device",
+        "models.m.env.A",
+        "models.m.labels",
+        "models.m.labels.a",
+        "models.m.device",
+        "models.m.source",
+    ]
+
+
+def test_merge_keys_do_not_also_count_as_missing_keys() -> None:
+    text = (
+        "registry: r.io\nmodels:\n  a: &a {version: '1.0.0', source: hf://a/b, runtime: x}\n  b: {<<: *a}\n"
+    )
+    said = refused(text)
+    assert "missing" not in said
+    assert "merge keys are not supported" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("MiniLM", f'{NAME_EXPECTED}, got "MiniLM"; did you mean "minilm"?'),
+        ('"a b"', f'{NAME_EXPECTED}, got "a b"; did you mean "a-b"?'),
+        ("a/b", f'{NAME_EXPECTED}, got "a/b"'),
+        ("a..b", f'{NAME_EXPECTED}, got "a..b"'),
+        ('"a\\n"', f'{NAME_EXPECTED}, got "a\\n"'),
+        ("a" * 65, f'{NAME_EXPECTED}, got "{"a" * 57}..."'),
+        ("no", 'a key has to be text; write "no" in quotes'),
+        ("1.0", 'a key has to be text; write "1.0" in quotes'),
+    ],
+)
+def test_each_wrong_model_name_is_reported_once(name: str, message: str) -> None:
+    (said,) = refused(document(name=name)).splitlines()
+    assert said.startswith("models.yaml:4:3: models.")
+    assert said.endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "models.yaml:1:1: expected a mapping (key: value), got a list"),
+        ("a", 'models.yaml:1:1: expected a mapping (key: value), got "a"'),
+        ("registry: r.io\n", "models.yaml:1:1: models: required key missing"),
+        ("registry: r.io\nmodels: {}\n", "models.yaml:2:9: models: expected at least one item"),
+        (
+            "registry: r.io\nmodels:\n",
+            "models.yaml:2:8: models: expected a mapping (key: value), got nothing",
+        ),
+        (
+            "registry: r.io\nmodels: {a: }\n",
+            "models.yaml:2:13: models.a: expected a mapping (key: value), got nothing",
+        ),
+        (
+            document(runtime=None),
+            "models.yaml:4:3: models.m.runtime: required key missing, here and in `defaults`:"
+            " the folder of images/ that serves the model",
+        ),
+        (
+            document(defaults='{version: "1.0.0"}'),
+            "models.yaml:2:12: defaults.version: unknown key;"
+            " each model has its own, so it cannot be a default",
+        ),
+    ],
+)
+def test_wrong_documents(text: str, message: str) -> None:
+    assert refused(text) == message
+
+
+def test_a_wrong_default_is_reported_once() -> None:
+    text = document(defaults="{device: gpu}") + '  n: {version: "1.0.0", source: "hf://a/b", runtime: x}\n'
+    assert refused(text).splitlines() == [
+        "models.yaml:2:20: defaults.device: expected one of cuda, any, cpu; got \"gpu\"; did you mean 'cuda'?"
+    ]
+
+
+def test_no_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Path("absent.yaml"))
+    assert str(caught.value) == "absent.yaml: no such file\n  hint: run in the folder that holds models.yaml"
+
+
+# --- grammars -----------------------------------------------------------------------------------------
+
+GRAMMARS = {name: value for name, value in vars(grammar).items() if isinstance(value, Grammar)}
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_grammars_match_their_examples_and_nothing_around_them(name: str) -> None:
+    found = GRAMMARS[name]
+    for example in found.examples:
+        assert found.matches(example)
+        for around in ("\n", "\r", "\0", "\x85", "\u2028", "\x1b"):
+            assert not found.matches(example + around)
+            assert not found.matches(around + example)
+        assert not found.matches(example + "a" * found.longest)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(GRAMMARS) - {"PATTERN", "LINE", "ENV_VALUE", "CHECK_NAME", "ARGUMENT"})
+)
+@given(text=st.text() | st.text("ab01./:@-_{}%$#\n \"'\\`;()[]", max_size=30))
+def test_nothing_of_jinja_or_a_shell_survives_in_a_name(name: str, text: str) -> None:
+    found = GRAMMARS[name]
+    if found.matches(text):
+        assert not re.search(r"[\s\\\"`{}<>|^]", text)
+        assert text.isascii()
+        assert name == "PATH" or not re.search(r"[$;()'&*!]", text)
+    assert isinstance(found.advise(text), str)
+
+
+@pytest.mark.parametrize(
+    ("found", "text", "matches"),
+    [
+        (grammar.REGISTRY, "localhost", True),
+        (grammar.REGISTRY, "[::1]:5000/a", True),
+        (grammar.REGISTRY, "host:5000", True),
+        (grammar.REGISTRY, "host", False),
+        (grammar.REGISTRY, "r.io:0", False),
+        (grammar.REGISTRY, "r.io:65535/a__b/c-d", True),
+        (grammar.REGISTRY, "r.io:65536", False),
+        (grammar.REGISTRY, "-r.io", False),
+        (grammar.VERSION, "1.0.0-rc.1", True),
+        (grammar.VERSION, "1.0.0-" + "a" * 122, True),
+        (grammar.VERSION, "1.0.0-" + "a" * 123, False),
+        (grammar.VERSION, "\u0661.0.0", False),
+        (grammar.SOURCE, "hf://a/" + "b" * 96, True),
+        (grammar.SOURCE, "hf://a/" + "b" * 97, False),
+        (grammar.SOURCE, "hf://a/.b", False),
+        (grammar.SOURCE, "hf://a..b/c", False),
+        (grammar.SOURCE, "hf://a--b/c", False),
+        (grammar.SOURCE, "hf://\u00e9/c", False),
+        (grammar.REVISION, "release/1.0", True),
+        (grammar.REVISION, "a/.b", False),
+        (grammar.REVISION, "a@{1}", False),
+        (grammar.REVISION, "a/", False),
+        (grammar.REVISION, "a.", False),
+        (grammar.PATTERN, "dir with space/*.json", True),
+        (grammar.PATTERN, "a/./b", False),
+        (grammar.PATTERN, "..", False),
+        (grammar.PATTERN, "..a", True),
+        (grammar.PATTERN, "a//b", False),
+        (grammar.FILE, ".env", False),
+        (grammar.FILE, "a/../b", False),
+        (grammar.BASE, f"registry:5000/a@{DIGEST}", True),
+        (grammar.BASE, f"a@{DIGEST}@{DIGEST}", False),
+        (grammar.HUB, "http://[::1]:8000", True),
+        (grammar.HUB, "https://h.io/../x", False),
+    ],
+)
+def test_grammars_in_detail(found: Grammar, text: str, matches: bool) -> None:
+    assert found.matches(text) is matches
+
+
+def test_registry_and_model_name_together_fit_into_a_repository_name() -> None:
+    # https://github.com/distribution/reference: at most 255 characters
+    assert grammar.REGISTRY.longest + 1 + grammar.NAME.longest <= 255
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("HF_TOKEN", True),
+        ("HF_TOKEN_PATH", True),
+        ("MYTOKEN", True),
+        ("API_TOKENS", True),
+        ("AWS_SECRET_ACCESS_KEY", True),
+        ("OPENAI_API_KEY", True),
+        ("DB_PWD", True),
+        ("api_key", True),
+        ("GOOGLE_APPLICATION_CREDENTIALS", True),
+        ("MAX_TOKENS", False),
+        ("VLLM_MAX_NUM_BATCHED_TOKENS", False),
+        ("TOKENIZERS_PARALLELISM", False),
+        ("TOKENISER", False),
+        ("KEYBOARD", False),
+        ("OMP_NUM_THREADS", False),
+    ],
+)
+def test_names_that_promise_a_secret(name: str, secret: bool) -> None:
+    assert names_a_secret(name) is secret
+
+
+def test_a_pattern_with_many_choices_is_decided_quickly() -> None:
+    began = time.perf_counter()
+    for found in GRAMMARS.values():
+        for piece in ("a", "a-", "a.", "-", "a_", "/a", "1.", "--a", "a/../"):
+            text = (piece * found.longest)[: found.longest - 1] + "!"
+            found.matches(text)
+            found.advise(text)
+            found.advise(piece * 100_000)
+    assert time.perf_counter() - began < 10
+
+
+@given(st.text("ab.[]{}()@&|!<>='\"`019-*?:, \\\u00e9$%", max_size=12) | st.text(max_size=20))
+def test_any_expression_compiles_or_is_explained(text: str) -> None:
+    import jmespath
+
+    if not why_not(text):
+        jmespath.compile(text)
+
+
+@pytest.mark.parametrize("text", ["(" * 499, "!" * 499, "[" * 499, "a." * 240, "a|" * 240])
+def test_expressions_made_to_overflow_a_parser_are_refused(text: str) -> None:
+    assert why_not(text)
+
+
+# --- anything at all, anywhere -------------------------------------------------------------------------
+
+FIELDS = {
+    "registry": grammar.REGISTRY,
+    "name": grammar.NAME,
+    "version": grammar.VERSION,
+    "source": grammar.SOURCE,
+    "revision": grammar.REVISION,
+    "runtime": grammar.NAME,
+    "base": grammar.BASE,
+    "hub": grammar.HUB,
+    "env": grammar.ENV_VALUE,
+}
+
+
+@pytest.mark.parametrize("key", FIELDS)
+@given(
+    text=st.text(st.characters(codec="utf-8", max_codepoint=0xFFFF))
+    | st.from_regex(r"[a-z:/.@0-9${}\n-]{0,40}")
+)
+def test_any_text_in_any_field_is_refused_or_of_its_grammar(key: str, text: str) -> None:
+    written = json.dumps(text)
+    try:
+        config = loaded(document(**{key: f"{{A: {written}}}" if key == "env" else written}))
+    except ConfigError as error:
+        assert error.message.startswith("models.yaml:")
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", error.message)
+        return
+    (spec,) = config.models.values()
+    value = config.registry if key == "registry" else spec.env["A"] if key == "env" else getattr(spec, key)
+    assert value == text
+    assert FIELDS[key].matches(text)
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1000, 1000)
+    | st.floats(-10, 10, width=16)
+    | st.text("ab/{}:", max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab.", max_size=4), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+KEYS = ["version", "source", "include", "env", "labels", "smoke", "device", "base", "revision", "unheard-of"]
+
+
+@given(
+    keys=st.dictionaries(st.sampled_from(KEYS), values),
+    defaults=values,
+    smoke=values,
+    check=values,
+    expect=values,
+)
+def test_any_value_in_any_place_is_refused_or_read(
+    keys: Mapping[str, Any], defaults: Any, smoke: Any, check: Any, expect: Any
+) -> None:
+    checks = [
+        check,
+        {"get": "/", "expect": expect},
+        {"post": check, "status": smoke, "expect": {"a": expect}},
+    ]
+    whole = {
+        "registry": "r.io",
+        "defaults": defaults,
+        "models": {
+            "a": {"version": "1.0.0", "source": "hf://a/b", "runtime": "r", **keys},
+            "b": {"smoke": {"checks": checks, "requests": smoke}},
+            "c": smoke,
+        },
+    }
+    try:
+        loaded(json.dumps(whole))
+    except ConfigError as error:
+        assert all(line.startswith("models.yaml:1:") for line in error.message.splitlines())
+
+
+# --- choosing models -----------------------------------------------------------------------------------
+
+
+def test_selecting_models() -> None:
+    config = loaded(document(name="minilm") + '  llama: {version: "1.0.0", source: "hf://a/b", runtime: x}\n')
+    assert [spec.name for spec in config.select([], all=True)] == ["minilm", "llama"]
+    assert [spec.name for spec in config.select(["llama", "minilm", "llama"])] == ["llama", "minilm"]
+    for names, everything, message in (
+        (
+            ["minlm"],
+            False,
+            "models.yaml: no model \"minlm\"; did you mean 'minilm'?\n  hint: models are minilm, llama",
+        ),
+        (
+            ["x", "lama"],
+            False,
+            'models.yaml: no model "x"\nno model "lama"; did you mean \'llama\'?'
+            "\n  hint: models are minilm, llama",
+        ),
+        ([], False, "name at least one model, or write --all\n  hint: models are minilm, llama"),
+        (["llama"], True, "write either names or --all, not both"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            config.select(names, all=everything)
+        assert str(caught.value) == message
+
+
+# --- the schema for editors ------------------------------------------------------------------------------
+
+
+def test_the_schema_in_the_repository_is_current() -> None:
+    written = (ROOT / "models.schema.json").read_text(encoding="utf-8")
+    assert written == schema_text(), "run: python -m modelbake.config > models.schema.json"
+    run = subprocess.run(
+        [sys.executable, "-m", "modelbake.config"], cwd=ROOT, capture_output=True, check=True
+    )
+    assert run.stdout.decode() == written
+
+
+def test_the_example_is_valid_by_the_loader_and_by_the_schema() -> None:
+    config = load_config(ROOT / "models.yaml")
+    assert {"minilm", "llama-3.2-1b"} <= set(config.models)
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+    jsonschema.validate(read_yaml(ROOT / "models.yaml").data, json_schema())
+
+
+def test_every_key_has_a_description_and_texts_have_an_example() -> None:
+    schema = json_schema()
+    for holder in [schema, *schema["$defs"].values()]:
+        assert holder["description"]
+        for key, field in holder["properties"].items():
+            assert field["description"], key
+            assert field.get("type") != "string" or "enum" in field or field["examples"], key
+
+
+def test_the_schema_refuses_what_the_loader_refuses() -> None:
+    validator = jsonschema.Draft202012Validator(json_schema())
+    texts = [document(**{key: written}) for key, written, _ in WRONG_VALUES]
+    texts += [document(smoke=f"{{checks: [{written}]}}") for written, _ in WRONG_CHECKS]
+    texts += [document(registry=written) for written, _ in REGISTRIES]
+    not_said = []
+    for text in texts:
+        Path("models.yaml").write_text(text)
+        file = read_yaml(Path("models.yaml"))
+        if not file.problems and validator.is_valid(file.data):
+            not_said.append(refused(text).split(": ", 2)[2])
+    beyond_a_schema = "secret|token|reserved|set by the image|JMESPath|takes|'get'|two checks|\\\\n"
+    assert [message for message in not_said if not re.search(beyond_a_schema, message)] == []
+    assert len(not_said) < len(texts) / 3
+
+
+# --- speed -----------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_models_load_in_well_under_a_second() -> None:
+    one = """  m{}:
+    version: "1.0.0"
+    source: hf://sentence-transformers/all-MiniLM-L6-v2
+    revision: main
+    include: ["*.json", "*.txt", "*.safetensors"]
+    exclude: ["onnx/*"]
+    runtime: embeddings
+    device: any
+    labels: {{org.example.team: search}}
+    smoke:
+      requests: 20
+      checks:
+        - post: /v1/embeddings
+          body: {{input: hello}}
+          expect: {{"length(data[0].embedding)": 384}}
+"""
+    text = "registry: r.io\nmodels:\n" + "".join(one.format(number) for number in range(1000))
+    assert len(loaded(text).models) == 1000
+    began = time.process_time()
+    loaded(text)
+    assert time.process_time() - began < 1
+
+    wrong = text.replace("version:", "verison:").replace("any", "gpu")
+    began = time.process_time()
+    assert len(refused(wrong).splitlines()) == 3000
+    assert time.process_time() - began < 2
+
+
+def test_importing_is_quick_and_leaves_jmespath_alone() -> None:
+    program = "import sys, modelbake.config; print('jmespath' in sys.modules, 'docker' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True
+    )
+    assert run.stdout.split() == ["False", "False"]

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from modelbake.context import Context
+from modelbake.errors import RenderError
+from modelbake.plan import BuildPlan
+from modelbake.render import exec_form, quoted, render
+from tests.unit.planning import planned
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A small images/ folder, with things beside the programs that must never travel."""
+    for name in ("builder/install.py", "builder/fetch.py", "start/start.py", "embeddings/server.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}\n")
+    for name in (
+        "builder/requirements.txt",
+        "embeddings/requirements.cuda.txt",
+        "embeddings/requirements.cpu.txt",
+    ):
+        (tmp_path / name).write_text(f"# {name}\n")
+    for stray in ("embeddings/.env", "builder/token.txt", "start/model.safetensors"):
+        (tmp_path / stray).write_text("hf_canary")
+    return tmp_path
+
+
+def _render(plan: BuildPlan, images: Path, templates: Path = ROOT / "templates") -> Context:
+    return render(plan, templates=templates, programs=images)
+
+
+def _instructions(dockerfile: bytes) -> list[str]:
+    lines = dockerfile.decode().replace("\\\n", "").splitlines()
+    return [re.sub(r"\s+", " ", line) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_context_is_what_the_dockerfile_copies_and_nothing_else(images: Path) -> None:
+    plan = planned(directory=images / "embeddings")
+    context = _render(plan, images)
+    assert sorted(context.files) == sorted(
+        [
+            "Dockerfile",
+            "app/server.py",
+            "builder/fetch.py",
+            "builder/install.py",
+            "builder/requirements.txt",
+            "manifest.json",
+            "requirements.txt",
+            "sources.json",
+            "start/start.py",
+            *(f"weights/{group.digest}/manifest.json" for group in plan.groups),
+        ]
+    )
+    assert b"hf_canary" not in context.tar()
+
+
+def test_the_same_plan_gives_the_same_bytes(images: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "images"
+    shutil.copytree(images, elsewhere)
+    here = _render(planned(directory=images / "embeddings"), images)
+    there = _render(planned(directory=elsewhere / "embeddings"), elsewhere)
+    assert here.tar() == there.tar()
+
+
+def test_the_stages_stand_in_the_documented_order(images: Path) -> None:
+    plan = planned(directory=images / "embeddings")
+    steps = _instructions(_render(plan, images).files["Dockerfile"])
+    stages = [step for step in steps if step.startswith("FROM")]
+    assert stages == [
+        f"FROM {plan.base} AS base",
+        "FROM base AS fetch",
+        "FROM fetch AS weights-0",
+        "FROM fetch AS weights-1",
+        "FROM base AS dependencies",
+        "FROM base AS runtime",
+        "FROM runtime AS image",
+    ]
+
+
+def test_every_command_is_in_json_form_and_weights_are_linked(images: Path) -> None:
+    steps = _instructions(_render(planned(directory=images / "embeddings"), images).files["Dockerfile"])
+    for step in steps:
+        if step.startswith("RUN"):
+            assert re.fullmatch(r'RUN (--mount=\S+ )+\["[^$]*"\]', step), step
+        if step.startswith(("CMD", "ENTRYPOINT")):
+            assert re.fullmatch(r'\w+ \[".*"\]', step), step
+        if step.startswith("COPY"):
+            assert step.startswith("COPY --link "), step
+    assert sum(step.startswith("COPY --link --from=weights-") for step in steps) == 2
+
+
+def test_no_instruction_holds_a_secret_or_a_build_argument(images: Path) -> None:
+    text = _render(planned(directory=images / "embeddings"), images).files["Dockerfile"].decode()
+    assert not re.search(r"^\s*ARG\b", text, re.M)
+    instructions = "\n".join(_instructions(text.encode()))
+    assert set(re.findall(r"id=(\w+)", instructions)) == {
+        "ca_bundle", "hf_token", "index_url", "pip_config", "sources",
+    }  # fmt: skip
+
+
+def test_weight_stages_differ_by_their_manifest_alone(images: Path) -> None:
+    """A stage that named its index or the commit would be fetched again whenever those change."""
+    text = _render(planned(directory=images / "embeddings"), images).files["Dockerfile"].decode()
+    stages = re.findall(r"^FROM fetch AS weights-\d+\n(.*?)(?=^\s*(?:FROM|#))", text, re.M | re.S)
+    assert len(stages) == 2
+    assert len({re.sub(r"weights/\w{64}/", "weights/DIGEST/", stage) for stage in stages}) == 1
+
+
+def test_values_are_words_whatever_they_hold(images: Path) -> None:
+    hostile = '$(id) ${HOME} "quoted" \\ `tick` # {{ 7*7 }}'
+    plan = planned(directory=images / "embeddings", labels={"org.example.note": hostile})
+    steps = _instructions(_render(plan, images).files["Dockerfile"])
+    assert r'LABEL "org.example.note"="\$(id) \${HOME} \"quoted\" \\ `tick` # {{ 7*7 }}"' in steps
+    assert exec_form(["a b", 'c"d']) == '["a b", "c\\"d"]'
+
+
+@pytest.mark.parametrize("end_of_line", ["\n", "\r", "\x85", "\u2028", "\x00", "\x0b"])
+def test_a_value_never_ends_its_line(end_of_line: str) -> None:
+    for filter_ in (quoted, lambda value: exec_form([value])):
+        with pytest.raises(RenderError, match="control character"):
+            filter_(f"a{end_of_line}RUN evil")
+
+
+def test_a_template_that_uses_an_unknown_name_is_an_error_with_its_place(
+    images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/Dockerfile.j2").write_text("FROM {{ plan.base }}\nRUN {{ plan.nonsense }}\n")
+    with pytest.raises(RenderError, match="nonsense"):
+        _render(planned(directory=images / "embeddings"), images, tmp_path / "templates")
+    (tmp_path / "templates/Dockerfile.j2").write_text("FROM x\n{% if %}\n")
+    with pytest.raises(RenderError, match=r"Dockerfile\.j2:2"):
+        _render(planned(directory=images / "embeddings"), images, tmp_path / "templates")
+
+
+def test_a_missing_program_is_an_error(images: Path) -> None:
+    (images / "embeddings/server.py").unlink()
+    with pytest.raises(RenderError, match=r"server\.py: cannot read"):
+        _render(planned(directory=images / "embeddings"), images)
