@@ -91,9 +91,9 @@ def judge(status: int, expect: Mapping[str, Any], answer: Answer) -> Outcome:
         ) as error:
             # The last are what its functions let through for values they were not made for.
             values[expression] = {"error": shorten(str(error))}
-            mismatches.append(Mismatch(expression, describe(wanted), f"no value ({error})"))
+            mismatches.append(Mismatch(expression, describe(wanted), f"no value ({_printable(str(error))})"))
             continue
-        values[expression] = value if len(_encode(value)) <= _SHOWN else shorten(value)
+        values[expression] = value if _is_short_json(value) else shorten(value)
         if not matches(wanted, value):
             came = shorten(value) + (" (nothing is there)" if value is None else "")
             mismatches.append(Mismatch(expression, describe(wanted), came))
@@ -135,7 +135,19 @@ def shorten(value: Any) -> str:
 
 
 def _encode(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return _printable(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _printable(text: str) -> str:
+    """Return a text that every file and terminal takes: JSON can name half characters (lone surrogates)."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _is_short_json(value: Any) -> bool:
+    try:
+        return len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode()) <= _SHOWN
+    except (TypeError, ValueError):  # not of JSON, not a number, or half characters
+        return False
 
 
 def _plain(value: Any) -> Any:

@@ -35,6 +35,7 @@ from modelbake.errors import (
 )
 
 _HUB_HOST = "registry-1.docker.io"  # where docker.io's API answers
+_FIRST_WAIT = 0.5  # seconds before the second attempt, doubled before each further one
 _LARGEST_REPLY = 8 << 20  # bytes; registries themselves accept manifests up to 4 MiB
 _LONGEST_REPLY = 120.0  # seconds for one reply to arrive completely
 _LONGEST_WAIT = 60.0  # seconds; a larger Retry-After is not waited out
@@ -274,7 +275,7 @@ class RegistryConnection:
     ) -> Reply:
         """Send one request, again while the answer is 429, 5xx or a broken connection."""
         for attempt in range(1, self._attempts + 1):
-            delay = 0.5 * 2 ** (attempt - 1)
+            delay = _FIRST_WAIT * 2 ** (attempt - 1)
             try:
                 reply = self._receive(method, url, headers, content)
             except FOREIGN as error:

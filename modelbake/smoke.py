@@ -1,66 +1,41 @@
 """The smoke run: a built image started as production would, asked what models.yaml declares, and measured.
 
-All requests are made by the image's own probe program, run inside the container: no port is published, so
-it works with an engine on another machine and without a network. The container is gone afterwards, and the
-report says what happened; a run that fails replaces an older report that says it passed.
+All requests are made by the image's own probe program, inside the container: no port is published, so it
+works with an engine on another machine and without a network. The container is gone afterwards, and the
+report says what happened; a run that fails replaces an older report that says that one passed.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from modelbake import __version__
 from modelbake.containers import ContainerSpec
-from modelbake.errors import GpuUnavailable, NotReady, SmokeFailed
-from modelbake.expectations import Mismatch, judge
-from modelbake.measurements import label_of, parse_metrics, summarize, total
-from modelbake.probing import Probed, RunningContainer, ask, shown_log, why_ended
-from modelbake.report import (
-    CheckReport,
-    EngineFacts,
-    GpuMemory,
-    Report,
-    discard_report,
-    write_report,
+from modelbake.errors import EngineError, GpuUnavailable, NotReady, SmokeError, SmokeFailed
+from modelbake.probing import Probed, RunningContainer, ask, short, shown_log, why_ended
+from modelbake.report import Report, discard_report, write_report
+from modelbake.verdict import (
+    Judged,
+    Run,
+    failure_message,
+    judge_check,
+    judge_device,
+    judge_repeats,
+    judged,
+    make_report,
 )
 
 if TYPE_CHECKING:
     from modelbake.config import CheckSpec, ModelSpec, SmokeSpec
-    from modelbake.engine import Engine, EngineInfo, LocalImage
+    from modelbake.engine import Engine, LocalImage
     from modelbake.output import Output
 
-_READY_CHECK = "ready"
-_REPEAT_CHECK = "repeat"
-_GPU_CHECK = "gpu"
 _POLL_SECONDS = 0.5
 _HEALTH_SECONDS = 10.0  # for one answer; a server that is still loading may not answer at all
 _ANSWER_SECONDS = 300.0  # for one declared request: a large model on a CPU takes its time
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One check's entry in the report, and what is wrong, nothing where it passed."""
-
-    report: CheckReport
-    mismatches: tuple[Mismatch, ...] = ()
-
-
-@dataclass
-class Run:
-    """What has been found out so far; a run that breaks off has at least `checks`."""
-
-    checks: list[Judged] = field(default_factory=list)
-    ready_seconds: float | None = None
-    measured: Probed | None = None
-    log: str = ""
-
-    @property
-    def failed(self) -> list[Judged]:
-        """The checks that did not pass."""
-        return [check for check in self.checks if not check.report.passed]
+_ENDING_SECONDS = 2.0  # how long after its process the engine may still call a container running
 
 
 def smoke(
@@ -89,50 +64,73 @@ def smoke(
     Raises:
         GpuUnavailable: the model needs a GPU; nothing was started, and an older report stays.
         NotReady: the container ended, or did not become ready in time; says why, with its log.
-        SmokeFailed: checks failed; lists each of them.
+        SmokeFailed: checks failed; lists each of them, with the container's log.
+        SmokeError, EngineError: the run could not be carried out; there is no report then.
     """
-    gpu = wants_gpu(model.device, engine.info.gpu)
+    gpu = wants_gpu(model, engine.info.gpu)
     # From here on an older report must not pass for this run, not even when the machine loses its power.
     discard_report(reports, model.name, model.version)
+    where = "the GPU" if gpu else "the CPU"
     output.event(
         "smoke_started",
-        f"running {model.name} {model.version} on {'the GPU' if gpu else 'the CPU'}",
+        f"running {model.name} {model.version} on {where}",
         model=model.name,
         version=model.version,
         image_id=image.id,
         gpu=gpu,
     )
+    if not gpu and model.device == "any":
+        output.event("smoke_without_gpu", "this engine has no GPU: the report will say so", level="warning")
     started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    spec = ContainerSpec(image=image.id, name_prefix=f"modelbake-{model.name}", gpus="all" if gpu else None)
     run = Run()
+    subject = f"{model.name} {model.version}"
+    log = ""
+
+    def report() -> Report:
+        made = make_report(
+            run,
+            image,
+            engine.info,
+            model=model.name,
+            version=model.version,
+            lock=lock,
+            started_at=started_at,
+            gpu=gpu,
+        )
+        write_report(reports, made)
+        return made
+
+    spec = ContainerSpec(image=image.id, name_prefix=f"modelbake-{model.name}", gpus="all" if gpu else None)
     try:
         with engine.start(spec) as container:
             exercise(container, model.smoke, runtime_port, health, run, gpu=gpu, output=output)
-    except NotReady:
-        report = make_report(run, model, image, engine.info, lock=lock, started_at=started_at, gpu=gpu)
-        write_report(reports, report)
+            if run.failed:
+                log = container.logs()
+    except NotReady as error:
+        error.subject = subject
+        report()
         raise
-    report = make_report(run, model, image, engine.info, lock=lock, started_at=started_at, gpu=gpu)
-    path = write_report(reports, report)
-    if not report.passed:
-        raise SmokeFailed(failure_message(run), subject=f"{model.name} {model.version}", hint=f"see {path}")
+    finished = report()
+    if run.failed:
+        raise SmokeFailed(failure_message(run) + shown_log(log), subject=subject)
     output.event(
         "smoke_passed",
-        f"{model.name} {model.version} passed {len(report.checks)} checks on {report.device}",
-        **report.model_dump(mode="json", by_alias=True, exclude={"checks"}),
+        f"{subject} passed {len(finished.checks)} checks on {finished.device}",
+        **finished.model_dump(mode="json", by_alias=True, exclude={"checks"}),
     )
-    return report
+    return finished
 
 
-def wants_gpu(device: str, engine_has_gpu: bool) -> bool:
+def wants_gpu(model: ModelSpec, engine_has_gpu: bool) -> bool:
     """Tell whether a model runs on a GPU here. Raises GpuUnavailable where it must and there is none."""
-    if device == "cuda" and not engine_has_gpu:
+    if model.device == "cuda" and not engine_has_gpu:
         raise GpuUnavailable(
             "the model says `device: cuda`, and this engine has no GPU",
+            subject=f"{model.name} {model.version}",
             hint="set DOCKER_HOST to an engine with the NVIDIA container toolkit,"
             " or write `device: any` to allow a CPU",
         )
-    return device in ("cuda", "any") and engine_has_gpu
+    return model.device != "cpu" and engine_has_gpu
 
 
 def exercise(
@@ -145,69 +143,110 @@ def exercise(
     gpu: bool,
     output: Output,
 ) -> None:
-    """Wait until the container is ready, ask it everything, measure it; `run` holds what was found out."""
+    """Wait until a started container is ready, ask and measure it; all that is found out goes into `run`.
+
+    Raises NotReady where it ends or does not become ready; `run` then has a failed check that says so.
+    """
     run.ready_seconds = _wait(container, smoke.startup_seconds, port, health, run)
     output.event("smoke_ready", f"ready after {run.ready_seconds:.1f} s", seconds=run.ready_seconds)
     for check in smoke.checks:
-        run.checks.append(judged := _carry_out(container, check, port))
-        words = "; ".join(map(str, judged.mismatches)) or "as expected"
-        output.event(
-            "smoke_check",
-            f"{check.name}: {words} ({judged.report.seconds:.3f} s)",
-            level="error" if judged.mismatches else "info",
-            check=check.name,
-            passed=judged.report.passed,
-            seconds=judged.report.seconds,
-        )
+        probed = _ask(container, port, [_request(check)], run, check.name)
+        verdict = judge_check(check, probed.responses[0])
+        run.checks.append(verdict)
+        _tell(verdict, output)
     # Only a request that is meant to succeed says something about speed.
-    repeated = next((check for check in smoke.checks if 200 <= check.status < 300), None)
-    count = smoke.requests if repeated else 0
-    run.measured = ask(
-        container,
-        port,
-        [_request(repeated)] if repeated else [],
-        repeat=count,
-        timeout=_ANSWER_SECONDS,
-    )
-    if repeated and run.measured.repeat is not None:
-        run.checks.append(judge_repeats(count, run.measured.repeat.errors, run.measured.repeat.wall))
-    if gpu:
-        run.checks.append(judge_gpu(run.measured))
-    run.log = container.logs()
+    measured = [check for check in smoke.checks if 200 <= check.status < 300][:1]
+    requests = [_request(check) for check in measured]
+    run.measured = _ask(container, port, requests, run, "repeat", smoke.requests if measured else 0)
+    verdicts = [judge_repeats(run.measured.repeat)] if run.measured.repeat else []
+    verdicts += [judge_device(run.measured)] if gpu else []
+    for verdict in verdicts:
+        run.checks.append(verdict)
+        _tell(verdict, output)
 
 
-def _wait(
-    container: RunningContainer, limit: float, port: int, health: str, run: Run
-) -> float:
-    """Poll the health path until it answers 200; return the seconds it took."""
+def _wait(container: RunningContainer, limit: float, port: int, health: str, run: Run) -> float:
+    """Ask the health path until it answers 200; return the seconds that took."""
     started = time.monotonic()
     last = "nothing"
-    request = {"method": "GET", "path": health}
-    expected = {"status": 200}
 
-    def give_up(problem: str, hint: str = "") -> NotReady:
-        seconds = round(time.monotonic() - started, 3)
-        actual = {"last_answer": last, "problem": problem}
-        run.checks.append(Judged(CheckReport(name=_READY_CHECK, passed=False, expected=expected, actual=actual, seconds=seconds)))
-        return NotReady(f"{problem}{shown_log(container.logs())}", hint=hint)
+    def not_ready(problem: str, hint: str) -> NotReady:
+        seconds = time.monotonic() - started
+        run.checks.append(judged("ready", {"status": 200}, {"last_answer": last}, seconds, (problem,)))
+        return NotReady(problem + shown_log(container.logs()), hint=hint)
 
     while True:
         state = container.state()
         if not state.running:
-            problem, hint = why_ended(state, container.logs())
-            raise give_up(problem, hint)
+            raise not_ready(*why_ended(state, container.logs()))
         left = limit - (time.monotonic() - started)
         if left <= 0:
-            raise give_up(
-                f"not ready within {limit:g} s; the last answer to GET {health} was: {last}",
-                "is `smoke: startup_seconds` too short for this model on this machine?",
+            raise not_ready(
+                f"it was not ready within {limit:g} s; GET {health} last answered {last}",
+                "raise `smoke: startup_seconds` if the model takes longer than that here",
             )
-        if (probed := _while_running(container, port, request, min(left, _HEALTH_SECONDS))) is not None:
-            answer = probed.responses[0]
-            if answer.status == 200:
-                seconds = round(time.monotonic() - started, 3)
-                report = CheckReport(name=_READY_CHECK, passed=True, expected=expected, actual=expected, seconds=seconds)
-                run.checks.append(Judged(report))
-                return seconds
-            last = answer.error or f"HTTP {answer.status}"
-        time.sleep(min(_POLL_SECONDS, max(left, 0)))
+        try:
+            request = {"method": "GET", "path": health}
+            probed = ask(container, port, [request], timeout=min(max(left, 1.0), _HEALTH_SECONDS))
+        except (EngineError, SmokeError):
+            if _still_runs(container):
+                raise
+            continue
+        answer = probed.responses[0]
+        if answer.status == 200 and answer.error is None:
+            seconds = round(time.monotonic() - started, 3)
+            run.checks.append(judged("ready", {"status": 200}, {"status": 200}, seconds))
+            return seconds
+        last = short(answer)
+        time.sleep(_POLL_SECONDS)
+
+
+def _ask(
+    container: RunningContainer,
+    port: int,
+    requests: Sequence[Mapping[str, Any]],
+    run: Run,
+    name: str,
+    repeat: int = 0,
+) -> Probed:
+    """Ask a container that was ready; where it has ended, say so rather than that it could not be asked."""
+    cause: Exception | None = None
+    try:
+        probed = ask(container, port, requests, timeout=_ANSWER_SECONDS, repeat=repeat)
+        if not any(response.error for response in probed.responses) or _still_runs(container):
+            return probed
+    except (EngineError, SmokeError) as error:
+        if _still_runs(container):
+            raise
+        cause = error
+    log = container.logs()
+    problem, hint = why_ended(container.state(), log)
+    problem = f"while answering {name}: {problem}"
+    run.checks.append(judged(name, {"running": True}, {"running": False}, 0.0, (problem,)))
+    raise NotReady(problem + shown_log(log), hint=hint) from cause
+
+
+def _still_runs(container: RunningContainer) -> bool:
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while container.state().running:
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _request(check: CheckSpec) -> dict[str, Any]:
+    request: dict[str, Any] = {"method": check.method, "path": check.path}
+    return request if check.body is None else request | {"body": check.body}
+
+
+def _tell(verdict: Judged, output: Output) -> None:
+    report = verdict.report
+    output.event(
+        "smoke_check",
+        f"{report.name}: {'; '.join(verdict.problems) or 'as expected'} ({report.seconds:.3f} s)",
+        level="error" if verdict.problems else "info",
+        check=report.name,
+        passed=report.passed,
+        seconds=report.seconds,
+    )

@@ -74,30 +74,20 @@ def sources_for(codename: str, here: str, machine: list[tuple[Path, str]]) -> tu
                     lines.append(f"deb {match[1] or ''}{match[2]} {suites[match[3]]} main")
             continue
         for stanza in re.split(r"\n\s*\n", text):
-            rows = [r for r in stanza.splitlines() if r.strip() and not r.startswith("#")]
-            fields = {
-                r.split(":", 1)[0].strip().lower(): r.split(":", 1)[1].split()
-                for r in rows
-                if ":" in r and not r[0].isspace()
-            }
-            wanted = [suites[s] for s in fields.get("suites", []) if s in suites]
-            enabled = fields.get("enabled", ["yes"])[0].lower() not in ("no", "false", "0")
-            if (
-                not wanted
-                or not enabled
-                or "main" not in fields.get("components", [])
-                or "deb" not in fields.get("types", [])
-            ):
-                continue
-            kept, dropping = [], False
-            for row in rows:
-                if not row[0].isspace():
-                    dropping = row.split(":", 1)[0].strip().lower() in ("suites", "types", "components")
-                if not dropping:
-                    kept.append(row)
-            stanzas.append(
-                "\n".join(["Types: deb", f"Suites: {' '.join(wanted)}", "Components: main", *kept])
-            )
+            fields: dict[str, str] = {}
+            for row in (r for r in stanza.splitlines() if r.strip() and not r.startswith("#")):
+                if row[0].isspace():  # it continues the field above; a key block may stand in one
+                    fields[list(fields)[-1]] += f"\n{row}"
+                else:
+                    name, _, value = row.partition(":")
+                    fields[name.strip().lower()] = value
+            kinds, parts = fields.pop("types", "").split(), fields.pop("components", "").split()
+            wanted = [suites[s] for s in fields.pop("suites", "").split() if s in suites]
+            enabled = fields.pop("enabled", "yes").strip().lower() not in ("no", "false", "0")
+            if wanted and enabled and "deb" in kinds and "main" in parts:
+                kept = [f"{name}:{value}" for name, value in fields.items()]
+                ours = ["Types: deb", f"Suites: {' '.join(wanted)}", "Components: main"]
+                stanzas.append("\n".join([*ours, *kept]))
     return "".join(f"{line}\n" for line in lines), "\n\n".join(stanzas) + ("\n" if stanzas else "")
 
 

@@ -37,7 +37,7 @@ class Retry(Exception):
 
     Attributes:
         reason: what happened, with the host's name.
-        after: seconds the server asked to wait, or None.
+        after: seconds the server asked to wait, or None; 0 to try again at once.
     """
 
     def __init__(self, reason: str, after: float | None = None) -> None:
@@ -141,6 +141,8 @@ class Hub:
             raise self._refusal(path, error.response.status_code, error.response.headers) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._translate(error, self.host) from None
+        except ValueError:  # a redirect to what is no URL
+            raise FetchError(Code.UNREACHABLE, f"{self.host} redirects to something that is no URL") from None
         target = self._follow(url, metadata.location)
         return Location(target, _origin(target) == self._origin)
 
@@ -278,11 +280,12 @@ def _wait(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a server asks to wait, by `RateLimit` or by `Retry-After`."""
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
+        return float(limit.reset_in_seconds) or None
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal() and len(value) < 10:
-        return float(value)
+        return float(value) or None
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        return seconds if seconds > 0 else None
     except (ValueError, OverflowError):
         return None

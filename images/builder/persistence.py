@@ -90,9 +90,7 @@ class Persistence:
     def _wait(self, retry: Retry) -> None:
         with self._lock:
             self._failures += 1
-            first, most = _BACKOFF
-            pause = min(first * 2 ** (self._failures - 1), most) * random.uniform(0.8, 1.2)  # noqa: S311
-            pause = max(pause, retry.after or 0.0)
+            pause = _pause(self._failures, retry.after)
             left = self._limits.patience - self._waited
             if self._failures >= self._limits.attempts:
                 raise FetchError(Code.UNREACHABLE, f"gave up after {self._failures} attempts: {retry.reason}")
@@ -105,3 +103,12 @@ class Persistence:
             self._waited += pause
             self.attempts += 1
         self._stop.wait(pause)
+
+
+def _pause(failures: int, after: float | None) -> float:
+    """Return the seconds to wait after so many failures in a row, if the server asked for `after`."""
+    if after == 0:
+        return 0.0
+    first, most = _BACKOFF
+    backoff = min(first * 2.0 ** (failures - 1), most) * random.uniform(0.8, 1.2)  # noqa: S311
+    return max(backoff, after or 0.0)

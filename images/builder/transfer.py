@@ -279,7 +279,7 @@ class Transfer:
                     raise FetchError(
                         code, f"{refused}, also to a new address from {self._hub.host}"
                     ) from None
-            raise Retry(str(refused)) from None
+            raise Retry(str(refused), after=0.0) from None
 
     def _write(self, partial: Partial, chunk: bytes, position: int) -> None:
         view = memoryview(chunk)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from modelbake.errors import LockDrift, UsageError
+from modelbake.errors import LockDrift, LockError, UsageError
 from modelbake.output import Output
 from modelbake.verbs import model_arguments
 from modelbake.workspace import Workspace
@@ -17,7 +17,7 @@ from modelbake.workspace import Workspace
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
     from modelbake.credentials import Secret
-    from modelbake.locked import LockedModel
+    from modelbake.locked import Lock, LockedModel
 
 SUMMARY = "write models.lock (or --check it)"
 
@@ -62,13 +62,26 @@ def _lock(
             bytes=locked.size,
         )
 
-    resolved = resolve_all(specs, workspace.lock, token, done=say)
+    lock = _replaceable(workspace, {spec.name for spec in specs}, everything=everything)
+    resolved = resolve_all(specs, lock, token, done=say)
     configured = set(workspace.config.models) if everything else None
-    write_lock(workspace.lock_path, update_lock(workspace.lock, resolved, configured=configured))
+    write_lock(workspace.lock_path, update_lock(lock, resolved, configured=configured))
     for locked in resolved:
         output.result(
             f"{locked.name} {locked.commit} {len(locked.files)} files {locked.size:,} bytes {locked.digest}"
         )
+
+
+def _replaceable(workspace: Workspace, names: set[str], *, everything: bool) -> Lock:
+    """Read the lock for writing it anew: what is about to be replaced need not be right."""
+    from modelbake.lock import Lock, read_lock
+
+    try:
+        return read_lock(workspace.lock_path, replacing=names)
+    except LockError:
+        if everything:
+            return Lock()
+        raise
 
 
 def _check(

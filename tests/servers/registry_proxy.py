@@ -12,6 +12,7 @@ What a fault does to the nth request (counted from 1) of its method and path:
     "garbage"     bytes that are not HTTP are answered
     "truncate"    the registry's answer breaks off in the middle of its body
     "lose"        the registry does what it was asked, but its answer is lost
+    "alter"       a space is added to the request's body before the registry gets it
     a callable    takes the registry's body and returns the one to answer instead
 
 It passes the Host header on, so that the registry's Locations lead back here. Bodies are held in memory: it
@@ -44,6 +45,7 @@ class Seen:
     path: str
     authorization: str | None
     status: int
+    agent: str
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Fault:
     action: Action
     nth: int
     times: int
+    agent: str
     counted: int = 0
     fired: int = 0
 
@@ -88,9 +91,14 @@ class RegistryProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def fail(self, method: str, pattern: str, action: Action, *, nth: int = 1, times: int = 1) -> Fault:
-        """Do `action` to the nth request of that method whose path the pattern is found in, `times` times."""
-        fault = Fault(method, pattern, action, nth, times)
+    def fail(
+        self, method: str, pattern: str, action: Action, *, nth: int = 1, times: int = 1, agent: str = ""
+    ) -> Fault:
+        """Do `action` to the nth request of that method whose path the pattern is found in, `times` times.
+
+        `agent` counts only the requests of programs whose name (User-Agent) begins so.
+        """
+        fault = Fault(method, pattern, action, nth, times, agent)
         self.faults.append(fault)
         return fault
 
@@ -100,12 +108,14 @@ class RegistryProxy:
             self.faults.clear()
             self.seen.clear()
 
-    def action_for(self, method: str, path: str) -> Action | None:
+    def action_for(self, method: str, path: str, agent: str) -> Action | None:
         """Count the request; return what is to be done to it."""
         with self._lock:
             chosen: Action | None = None
             for fault in self.faults:
                 if not (re.fullmatch(fault.method, method) and re.search(fault.pattern, path)):
+                    continue
+                if not agent.startswith(fault.agent):
                     continue
                 fault.counted += 1
                 if chosen is None and fault.nth <= fault.counted < fault.nth + fault.times:
@@ -130,9 +140,10 @@ def _handler(proxy: RegistryProxy) -> type[BaseHTTPRequestHandler]:
 
         def _handle(self) -> None:
             body = self._read_body()
+            agent = self.headers.get("User-Agent", "")
             if proxy.before is not None:
                 proxy.before(self.command, self.path)
-            action = proxy.action_for(self.command, self.path)
+            action = proxy.action_for(self.command, self.path, agent)
             status = 0
             if isinstance(action, int):
                 status = action
@@ -143,8 +154,9 @@ def _handler(proxy: RegistryProxy) -> type[BaseHTTPRequestHandler]:
                 self.connection.sendall(b"\x00\xff\xfenot HTTP at all\r\n\r\n")
                 self.close_connection = True
             else:
-                status = self._pass_on(body, action)
-            proxy.note(Seen(self.command, self.path, self.headers.get("Authorization"), status))
+                status = self._pass_on(body + b" " if action == "alter" else body, action)
+            authorization = self.headers.get("Authorization")
+            proxy.note(Seen(self.command, self.path, authorization, status, agent))
 
         do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _handle  # noqa: N815
 

@@ -8,6 +8,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import docker
@@ -82,19 +83,20 @@ class Engine:
             request.connection.sendall(first[start : start + step])
         bodies: dict[int, bytes] = {}
         status: dict[int, str] = {}
-        while data := request.connection.recv(65536):
-            for event in client.receive_data(data):
-                if isinstance(event, h2.events.DataReceived) and event.data and event.stream_id:
-                    bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
-                    client.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
-                elif isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
-                    found = {str(name): value for name, value in event.headers or ()}.get("grpc-status")
-                    if found is not None and event.stream_id:
-                        status[event.stream_id] = str(found)
-                if isinstance(event, h2.events.StreamEnded) and event.stream_id:
-                    body = bodies.get(event.stream_id, b"")[5:]
-                    self.replies.put((status[event.stream_id], dict(fields(body))))
-            request.connection.sendall(client.data_to_send())
+        with suppress(ConnectionError):  # closed by us while it still sends
+            while data := request.connection.recv(65536):
+                for event in client.receive_data(data):
+                    if isinstance(event, h2.events.DataReceived) and event.data and event.stream_id:
+                        bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
+                        client.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
+                    elif isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
+                        found = {str(name): value for name, value in event.headers or ()}.get("grpc-status")
+                        if found is not None and event.stream_id:
+                            status[event.stream_id] = str(found)
+                    if isinstance(event, h2.events.StreamEnded) and event.stream_id:
+                        body = bodies.get(event.stream_id, b"")[5:]
+                        self.replies.put((status[event.stream_id], dict(fields(body))))
+                request.connection.sendall(client.data_to_send())
         self.closed.set()
 
     def next(self) -> Reply:

@@ -1,0 +1,235 @@
+"""From a smoke-tested image to a release in the registry, with the version tag as the very last step.
+
+The engine pushes under a candidate tag. What the registry then holds is read back and compared with the
+image; only when all of it is right the same manifest bytes are put under the version tag. So whatever
+fails before that leaves no version tag.
+
+Registries have no "create this tag only if it is absent". A tag that somebody else moves is noticed before
+ours is put, and again by reading it back; between these two moments the later writer wins, unless the
+registry's tags are immutable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelbake.dockerconfig import RegistryAuth, split_reference
+from modelbake.errors import ReadBackMismatch, RegistryError, RegistryUnavailable, ReportMissing, TagConflict
+from modelbake.manifest import Descriptor, Manifest
+from modelbake.registry import Registry
+from modelbake.report import read_report
+
+if TYPE_CHECKING:
+    from modelbake.engine import Engine, EngineInfo, LocalImage
+    from modelbake.engine_push import PushEvent
+    from modelbake.output import Output
+
+_TOLD_EVERY = 10.0  # seconds between two lines of progress
+
+
+@dataclass(frozen=True)
+class PushedImage:
+    """A released image. `reference` is `registry/name@sha256:...`; `already`: it was there before."""
+
+    reference: str
+    digest: str
+    tag: str
+    already: bool
+
+
+def push(
+    engine: Engine,
+    registry_auth: RegistryAuth,
+    *,
+    repository: str,
+    version: str,
+    image: LocalImage,
+    reports: Path,
+    output: Output,
+) -> PushedImage:
+    """Push an image that passed its smoke run, check what the registry holds, and tag it last.
+
+    Args:
+        engine: has the image.
+        registry_auth: where the registry's credentials are found.
+        repository: `host[:port]/namespace/model`; its last part is the model's name.
+        version: the release tag.
+        image: the very image that the report is about.
+        reports: the folder of all reports.
+        output: where progress goes.
+
+    Raises:
+        ReportMissing: no passing report for this image id.
+        TagConflict: the version tag names another image, or somebody moved it meanwhile.
+        RegistryAuthError, RegistryUnavailable, PushFailed, RegistryError: it could not be pushed.
+        ReadBackMismatch: the registry holds something else than the image.
+    """
+    reference = split_reference(f"{repository}:{version}")
+    require_passing_report(reports, repository.rpartition("/")[2], version, image)
+    credentials = registry_auth.for_registry(reference.registry)
+    if credentials is not None:
+        for secret in (credentials.password, credentials.identity_token):
+            if secret:
+                output.redactor.add(secret)
+    with Registry(reference.registry, credentials) as registry:
+        release = _Release(registry, reference.repository, reference.name, version, image, engine.info)
+        if (there := release.current()) is not None:
+            release.require_blobs(there)
+            output.event("already_pushed", f"{repository}:{version} is there already: {there.digest}")
+            return PushedImage(f"{repository}@{there.digest}", there.digest, version, already=True)
+        candidate = f"{reference.name}:candidate-{image.id.removeprefix('sha256:')[:12]}"
+        engine.tag(image.id, candidate)
+        output.event("push_started", f"pushing {candidate}", repository=repository, image_id=image.id)
+        pushed = engine.push(candidate, credentials, _progress(output))
+        manifest = release.read_back(pushed.digest, candidate.rpartition(":")[2])
+        release.require_blobs(manifest)
+        manifest = release.put(manifest)
+    output.event(
+        "pushed",
+        f"{repository}:{version} is {manifest.digest}",
+        repository=repository,
+        tag=version,
+        digest=manifest.digest,
+        image_id=image.id,
+    )
+    return PushedImage(f"{repository}@{manifest.digest}", manifest.digest, version, already=False)
+
+
+def require_passing_report(reports: Path, model: str, version: str, image: LocalImage) -> None:
+    """Raise ReportMissing unless there is a passing report of this model version for this very image."""
+    report = read_report(reports, model, version)
+    subject, hint = f"{model} {version}", f"run `build.py smoke {model}`"
+    if not report.passed:
+        failed = ", ".join(check.name for check in report.checks if not check.passed)
+        raise ReportMissing(f"the smoke run failed ({failed})", subject=subject, hint=hint)
+    if report.image_id != image.id:
+        raise ReportMissing(
+            f"the smoke report is about another image ({report.image_id}, this one is {image.id})",
+            subject=subject,
+            hint=hint,
+        )
+
+
+def is_image(manifest: Manifest, image_id: str, store: str) -> bool:
+    """Tell whether a manifest is that of a local image.
+
+    The classic store names an image by its configuration's digest, the containerd store by its manifest's.
+    """
+    if store == "containerd":
+        return manifest.digest == image_id
+    return not manifest.is_index and manifest.config.digest == image_id
+
+
+def choose_manifest(index: Manifest, platform: str) -> Descriptor:
+    """Return an index's entry for a platform (`linux/amd64`). Raises ReadBackMismatch where there is none."""
+    for entry in index.manifests:
+        if entry.platform == platform:
+            return entry
+    raise ReadBackMismatch(f"the index has no manifest for {platform}", subject=index.digest)
+
+
+@dataclass(frozen=True)
+class _Release:
+    """One version of one image in one repository of a registry."""
+
+    registry: Registry
+    repository: str
+    name: str
+    version: str
+    image: LocalImage
+    engine: EngineInfo
+
+    def current(self) -> Manifest | None:
+        """Return the version tag's manifest, None without the tag. Raises TagConflict for another image."""
+        manifest = self.registry.manifest(self.repository, self.version)
+        if manifest is not None and not is_image(manifest, self.image.id, self.engine.store):
+            raise TagConflict(
+                f"the tag is taken by another image ({manifest.digest})",
+                subject=f"{self.name}:{self.version}",
+                hint="a released version does not change: raise `version` in models.yaml",
+            )
+        return manifest
+
+    def read_back(self, digest: str, candidate: str) -> Manifest:
+        """Return the pushed manifest, the same by digest and by tag, and that of the image."""
+        by_digest = self.registry.manifest(self.repository, digest)
+        by_tag = self.registry.manifest(self.repository, candidate)
+        for how, found in ((digest, by_digest), (candidate, by_tag)):
+            if found is None:
+                raise self._mismatch(f"the engine pushed {digest}, but the registry has no {how}")
+        assert by_digest is not None and by_tag is not None
+        if by_tag != by_digest:
+            raise self._mismatch(f"the engine pushed {digest}, but {candidate} is {by_tag.digest}")
+        if not is_image(by_digest, self.image.id, self.engine.store):
+            raise self._mismatch(f"{digest} is not the image {self.image.id}")
+        return by_digest
+
+    def require_blobs(self, manifest: Manifest) -> None:
+        """Raise ReadBackMismatch unless the registry has the configuration and all layers, of right size."""
+        if manifest.is_index:
+            entry = choose_manifest(manifest, f"{self.engine.os}/{self.engine.arch}")
+            found = self.registry.manifest(self.repository, entry.digest)
+            if found is None:
+                raise self._mismatch(f"the registry has no manifest {entry.digest}")
+            manifest = found
+        for blob in dict.fromkeys((manifest.config, *manifest.layers)):
+            size = self.registry.blob_size(self.repository, blob.digest)
+            if size != blob.size:
+                there = "it is not there" if size is None else f"the registry has {size} bytes"
+                raise self._mismatch(f"blob {blob.digest} should be {blob.size} bytes, but {there}")
+
+    def put(self, manifest: Manifest) -> Manifest:
+        """Give the manifest the version tag, if that is still free; return what is read back under it."""
+        if (there := self.current()) is not None:
+            return there
+        lost: RegistryUnavailable | None = None
+        try:
+            self.registry.put_manifest(self.repository, self.version, manifest)
+        except RegistryUnavailable as error:
+            lost = error  # it may have been taken nevertheless; what counts is what is there now
+        try:
+            found = self.registry.manifest(self.repository, self.version)
+        except RegistryError as error:
+            raise type(error)(
+                f"the tag was sent, but could not be read back: {error.message}",
+                subject=f"{self.name}:{self.version}",
+                hint="run `push` again: it finds out, and sends nothing twice",
+            ) from error
+        if found is None:
+            raise lost or self._mismatch("the registry took the tag, but does not have it")
+        if found != manifest:
+            raise TagConflict(
+                f"somebody moved the tag to {found.digest} while {manifest.digest} was being pushed",
+                subject=f"{self.name}:{self.version}",
+                hint="find out who releases this version besides you, and make the registry's tags immutable",
+            )
+        return found
+
+    def _mismatch(self, problem: str) -> ReadBackMismatch:
+        return ReadBackMismatch(
+            problem,
+            subject=self.name,
+            hint="the version tag has not been set; push again, or look for what changes content on the way",
+        )
+
+
+def _progress(output: Output) -> Callable[[PushEvent], None]:
+    """Return a listener that tells now and then how far the layers are."""
+    layers: dict[str, tuple[int, int]] = {}
+    told = time.monotonic()
+
+    def tell(event: PushEvent) -> None:
+        nonlocal told
+        if event.total:
+            layers[event.layer] = (min(event.current, event.total), event.total)
+        if time.monotonic() - told < _TOLD_EVERY or not layers:
+            return
+        told = time.monotonic()
+        done, total = (sum(column) for column in zip(*layers.values(), strict=True))
+        output.event("push_progress", f"pushed {done:,} of {total:,} bytes", bytes=done, total=total)
+
+    return tell

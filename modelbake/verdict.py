@@ -1,0 +1,138 @@
+"""From what a smoke run found out to its report. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modelbake import __version__
+from modelbake.expectations import Answer, Mismatch, judge
+from modelbake.measurements import label_of, parse_metrics, summarize, total
+from modelbake.report import CheckReport, EngineFacts, GpuMemory, Report
+
+if TYPE_CHECKING:
+    from modelbake.config import CheckSpec
+    from modelbake.engine import EngineInfo, LocalImage
+    from modelbake.probing import Probed, Repeat, Response
+
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One check's entry in the report, and what is wrong in words: nothing where it passed."""
+
+    report: CheckReport
+    problems: tuple[str, ...] = ()
+
+
+@dataclass
+class Run:
+    """What a run has found out so far."""
+
+    checks: list[Judged] = field(default_factory=list)
+    ready_seconds: float | None = None
+    measured: Probed | None = None
+
+    @property
+    def failed(self) -> list[Judged]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.report.passed]
+
+
+def judge_check(check: CheckSpec, response: Response) -> Judged:
+    """Compare an answer with what a check declares."""
+    answer = Answer(
+        response.status, response.body, response.seconds, error=response.error, truncated=response.truncated
+    )
+    outcome = judge(check.status, check.expect, answer)
+    return judged(check.name, outcome.expected, outcome.actual, response.seconds, outcome.mismatches)
+
+
+def judge_repeats(repeat: Repeat) -> Judged:
+    """Every repetition of a request that is meant to succeed has to be answered well."""
+    count = len(repeat.seconds) + repeat.errors
+    expected, actual = {"answered": count}, {"answered": len(repeat.seconds)}
+    wrong = Mismatch("good answers", str(count), str(len(repeat.seconds)))
+    return judged("repeat", expected, actual, repeat.wall, (wrong,) if repeat.errors else ())
+
+
+def judge_device(measured: Probed) -> Judged:
+    """A server that was given a GPU has to use it, where it says what it uses."""
+    said = label_of(parse_metrics(measured.metrics or ""), "modelbake_info", "device")
+    wrong = said is not None and not said.startswith("cuda")
+    problem = Mismatch("the server's device", "cuda", str(said))
+    return judged("gpu", {"device": "cuda"}, {"device": said}, 0.0, (problem,) if wrong else ())
+
+
+def judged(
+    name: str, expected: Any, actual: Any, seconds: float, problems: tuple[Mismatch | str, ...] = ()
+) -> Judged:
+    """Return a check's verdict; it passed where there are no problems."""
+    report = CheckReport(
+        name=name,
+        passed=not problems,
+        expected=expected,
+        actual=actual,
+        seconds=round(seconds, _DIGITS),
+    )
+    return Judged(report, tuple(map(str, problems)))
+
+
+def make_report(
+    run: Run,
+    image: LocalImage,
+    engine: EngineInfo,
+    *,
+    model: str,
+    version: str,
+    lock: str,
+    started_at: str,
+    gpu: bool,
+) -> Report:
+    """Put a run's report together. `started_at` is UTC; `gpu` tells whether the container was given one."""
+    measured = run.measured
+    samples = parse_metrics(measured.metrics or "") if measured else []
+    driver = measured.driver if measured else None
+    latency, throughput = None, None
+    if measured and measured.repeat:
+        latency, throughput = summarize(measured.repeat.seconds, measured.repeat.wall)
+    memory = None
+    if gpu and measured:
+        peak = total(samples, "modelbake_gpu_memory_peak_bytes")
+        memory = GpuMemory(
+            torch_peak_bytes=None if peak is None else int(peak),
+            driver_bytes=driver.memory_used_bytes if driver else None,
+        )
+    return Report(
+        model=model,
+        version=version,
+        image_id=image.id,
+        lock=lock,
+        passed=bool(run.checks) and not run.failed,
+        device=f"cuda:{driver.gpu if driver else 'unknown'}" if gpu else "cpu",
+        gpu=gpu,
+        started_at=started_at,
+        engine=EngineFacts(
+            version=engine.version,
+            api_version=engine.api_version,
+            os=engine.os,
+            arch=engine.arch,
+            store=engine.store,
+        ),
+        load_seconds=total(samples, "modelbake_load_seconds"),
+        ready_seconds=run.ready_seconds,
+        latency_seconds=latency,
+        throughput_per_second=throughput,
+        image_bytes=image.size,
+        gpu_memory=memory,
+        checks=tuple(check.report for check in run.checks),
+        toolkit_version=__version__,
+    )
+
+
+def failure_message(run: Run) -> str:
+    """Return one line for each thing that is wrong with each failed check."""
+    lines = [f"{len(run.failed)} of {len(run.checks)} checks failed"]
+    lines += [f"  {check.report.name}: {problem}" for check in run.failed for problem in check.problems]
+    return "\n".join(lines)

@@ -1,0 +1,520 @@
+"""Builds on a real engine: over a session, and through buildx where the engine refuses sessions."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import tarfile
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelbake.buildkit.progress import BuildEvent, Log, VertexDone, VertexStarted
+from modelbake.buildkit.solve import build
+from modelbake.credentials import Secret
+from modelbake.dockerconfig import RegistryCredentials
+from modelbake.engine import Engine, connect
+from modelbake.errors import (
+    BuildFailed,
+    EngineError,
+    ModelbakeError,
+    RegistryAuthError,
+    RegistryUnavailable,
+    SecretMissing,
+    WrongBytes,
+)
+from tests.integration.conftest import TestRegistry, tar
+from tests.servers.engine_proxy import EngineProxy
+from tests.servers.hub_certificate import make_certificate
+
+pytestmark = pytest.mark.engine
+
+
+class Bench:
+    """Builds on one engine, removes what it built, and remembers the events of the last build."""
+
+    def __init__(self, engine: Engine, tiny: str) -> None:
+        self.engine = engine
+        self.tiny = tiny
+        self.events: list[BuildEvent] = []
+        self.images: list[str] = []
+
+    def __call__(
+        self,
+        *steps: str,
+        files: Mapping[str, bytes | str] | None = None,
+        on_event: Callable[[BuildEvent], None] | None = None,
+        secrets: Mapping[str, Secret] | None = None,
+        **options: Any,
+    ) -> str:
+        dockerfile = "\n".join(steps if steps[0].startswith("FROM") else [f"FROM {self.tiny}", *steps]) + "\n"
+        self.events = events = []
+
+        def heard(event: BuildEvent) -> None:
+            events.append(event)
+            if on_event is not None:
+                on_event(event)
+
+        context = tar({"Dockerfile": dockerfile, **(files or {})})
+        built = build(self.engine, context, secrets=secrets or {}, on_event=heard, **options)
+        self.images.append(built.id)
+        return built.id
+
+    @property
+    def lines(self) -> list[str]:
+        return [event.line for event in self.events if isinstance(event, Log)]
+
+
+@pytest.fixture
+def bench(engine: Engine, tiny: str) -> Iterator[Bench]:
+    made = Bench(engine, tiny)
+    yield made
+    for image in made.images:
+        with suppress(Exception):
+            engine.api.remove_image(image, force=True)
+
+
+@pytest.fixture
+def buildx(monkeypatch: pytest.MonkeyPatch) -> str:
+    """buildx, from the PATH or where scripts/engine unpacked it."""
+    cache = Path(os.environ.get("MODELBAKE_CACHE") or Path.home() / ".cache" / "modelbake")
+    folders = sorted(cache.glob("debian/*/root/usr/libexec/docker/cli-plugins"))
+    path = os.pathsep.join([os.environ["PATH"], *map(str, folders)])
+    monkeypatch.setenv("PATH", path)
+    found = shutil.which("docker-buildx", path=path)
+    if found is None:
+        pytest.skip("docker-buildx is not on this machine")
+    return found
+
+
+@pytest.fixture
+def sessionless(engine_host: str, tiny: str, buildx: str) -> Iterator[tuple[Bench, EngineProxy]]:
+    """The engine, as if it refused sessions to the SDK."""
+    with (
+        EngineProxy(engine_host, refuse_sessions=True) as proxy,
+        connect(f"tcp://127.0.0.1:{proxy.port}") as engine,
+    ):
+        made = Bench(engine, tiny)
+        yield made, proxy
+        for image in made.images:
+            with suppress(Exception):
+                engine.api.remove_image(image, force=True)
+
+
+def canary() -> Secret:
+    return Secret(f"hf_canary{uuid.uuid4().hex}")
+
+
+def saved(engine: Engine, image: str) -> bytes:
+    return b"".join(engine.api.get_image(image))
+
+
+def found_in(engine: Engine, image: str, value: bytes) -> set[str]:
+    """Where a value is: the image's history, its configuration, its layers."""
+    places = {
+        "history": json.dumps(engine.api.history(image)).encode(),
+        "config": json.dumps(engine.api.inspect_image(image)).encode(),  # type: ignore[no-untyped-call]
+        "layers": saved(engine, image),
+    }
+    return {place for place, content in places.items() if value in content}
+
+
+def resources() -> tuple[list[str], int, set[str]]:
+    gc.collect()
+    threads = sorted(thread.name for thread in threading.enumerate())
+    folders = {
+        str(path) for root in (tempfile.gettempdir(), "/dev/shm") for path in Path(root).glob("modelbake-*")
+    }
+    return threads, len(list(Path("/proc/self/fd").iterdir())), folders
+
+
+def running(seconds: str) -> bool:
+    """Whether a `sleep` of such a length runs anywhere on this machine."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if process.read_bytes() == f"sleep\0{seconds}\0".encode():
+                return True
+    return False
+
+
+def wait_until(reached: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+MOUNTED = "RUN --mount=type=secret,id=hf_token,required=true"
+READ = f"{MOUNTED} sha256sum /run/secrets/hf_token; cat /run/secrets/hf_token"
+LEAK = f"{MOUNTED} cp /run/secrets/hf_token /leaked"
+
+
+# Over a session
+
+
+def test_a_secret_reaches_its_step_and_nothing_else(bench: Bench) -> None:
+    secret = canary()
+    image = bench(READ, secrets={"hf_token": secret})
+    digest = hashlib.sha256(secret.reveal_bytes()).hexdigest()
+    assert f"{digest}  /run/secrets/hf_token" in bench.lines
+    assert "***" in bench.lines
+    assert secret.reveal() not in repr(bench.events)
+    assert found_in(bench.engine, image, secret.reveal_bytes()) == set()
+
+
+def test_the_search_for_a_secret_finds_a_leak(bench: Bench) -> None:
+    secret = canary()
+    image = bench(LEAK, secrets={"hf_token": secret})
+    assert found_in(bench.engine, image, secret.reveal_bytes()) == {"layers"}
+
+
+def test_a_secret_that_was_not_given(bench: Bench) -> None:
+    with pytest.raises(SecretMissing, match="'hf_token'"):
+        bench(READ, secrets={"other": canary()}, no_cache=True)
+
+
+def test_what_is_asked_for_is_built(bench: Bench) -> None:
+    tag = f"modelbake-test/options:{uuid.uuid4().hex[:8]}"
+    image = bench(
+        f"FROM {bench.tiny} AS first",
+        "RUN echo first > /stage",
+        "FROM first",
+        "RUN false",
+        target="first",
+        tags=[tag],
+        labels={"io.modelbake.test": 'a "b" = c'},
+        network="none",
+    )
+    found = bench.engine.image(tag)
+    assert found is not None
+    assert found.id == image
+    assert found.labels["io.modelbake.test"] == 'a "b" = c'
+
+
+def test_a_failed_step_is_named_with_its_last_lines(bench: Bench) -> None:
+    with pytest.raises(BuildFailed) as caught:
+        bench("RUN seq 1 100; echo the reason >&2; exit 3")
+    assert "RUN seq 1 100" in caught.value.subject
+    assert "exit code: 3" in caught.value.message
+    assert "the reason" in caught.value.message
+    assert "    100\n" in caught.value.message + "\n"
+    assert "    50\n" not in caught.value.message
+
+
+def test_what_the_fetch_program_says_is_understood(bench: Bench) -> None:
+    said = json.dumps(
+        {"event": "error", "code": 24, "file": "model.safetensors", "message": "sha256 differs"}
+    )
+    with pytest.raises(WrongBytes, match=r"model\.safetensors: sha256 differs"):
+        bench("COPY said /said", "RUN cat /said; exit 24", files={"said": said})
+
+
+def test_a_session_outlives_long_steps(bench: Bench) -> None:
+    secret = canary()
+    started = time.monotonic()
+    # BuildKit ends a session that does not answer its health checks after about 15 s; then no secret comes.
+    bench(f"RUN sleep 25; echo {uuid.uuid4()}", READ, secrets={"hf_token": secret})
+    assert time.monotonic() - started > 25
+    assert any(hashlib.sha256(secret.reveal_bytes()).hexdigest() in line for line in bench.lines)
+
+
+def test_two_builds_at_once(engine: Engine, tiny: str) -> None:
+    benches, secrets = [Bench(engine, tiny), Bench(engine, tiny)], [canary(), canary()]
+
+    def one(number: int) -> None:
+        step = READ + f"; sleep 3; echo {uuid.uuid4()}"
+        benches[number](step, secrets={"hf_token": secrets[number]})
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, range(2)))
+    assert time.monotonic() - started < 5.9
+    for own, other in ((0, 1), (1, 0)):
+        assert any(
+            hashlib.sha256(secrets[own].reveal_bytes()).hexdigest() in line for line in benches[own].lines
+        )
+        assert not any(
+            hashlib.sha256(secrets[other].reveal_bytes()).hexdigest() in line for line in benches[own].lines
+        )
+        engine.api.remove_image(benches[own].images[0], force=True)
+
+
+def test_a_second_build_runs_nothing(bench: Bench) -> None:
+    steps = ("COPY data /data", f"RUN sleep 4; echo {uuid.uuid4()}", READ)
+    secret = canary()
+    first = bench(*steps, files={"data": b"x" * 1000}, secrets={"hf_token": secret})
+    started = time.monotonic()
+    second = bench(*steps, files={"data": b"x" * 1000}, secrets={"hf_token": secret})
+    assert time.monotonic() - started < 3
+    assert first == second
+    done = [
+        event
+        for event in bench.events
+        if isinstance(event, VertexDone)
+        and not event.name.startswith(("[internal]", "exporting", "copy /context"))
+    ]
+    assert len(done) >= 4
+    assert all(event.cached for event in done)
+
+
+def test_a_secret_is_no_part_of_the_cache_key(bench: Bench) -> None:
+    step = READ + f"; echo {uuid.uuid4()}"
+    assert bench(step, secrets={"hf_token": canary()}) == bench(step, secrets={"hf_token": canary()})
+
+
+def test_silence_longer_than_the_clients_timeout(engine_host: str, tiny: str) -> None:
+    with connect(engine_host) as engine:
+        engine.api.timeout = 2
+        image = Bench(engine, tiny)(f"RUN sleep 5; echo {uuid.uuid4()}")
+        engine.api.remove_image(image, force=True)
+
+
+def test_a_large_context_from_a_file(bench: Bench, tmp_path: Path) -> None:
+    data = os.urandom(30 << 20)
+    path = tmp_path / "context.tar"
+    path.write_bytes(
+        tar({"Dockerfile": f"FROM {bench.tiny}\nCOPY data /data\nRUN sha256sum /data\n", "data": data})
+    )
+    lines: list[str] = []
+    with path.open("rb") as context:
+        built = build(
+            bench.engine,
+            context,
+            secrets={},
+            on_event=lambda event: lines.append(event.line) if isinstance(event, Log) else None,
+        )
+    bench.images.append(built.id)
+    assert lines == [f"{hashlib.sha256(data).hexdigest()}  /data"]
+
+
+@pytest.mark.parametrize("dockerfile", ["FRO scratch", "FROM scratch\nCOPY missing /"])
+def test_a_dockerfile_that_cannot_be_built(bench: Bench, dockerfile: str) -> None:
+    with pytest.raises(BuildFailed, match=r"unknown instruction|not found"):
+        build(bench.engine, tar({"Dockerfile": dockerfile}), secrets={}, on_event=print)
+
+
+def test_a_context_that_is_no_archive(bench: Bench) -> None:
+    with pytest.raises(EngineError):
+        build(bench.engine, b"not a tar", secrets={}, on_event=print)
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("how", ["signal", "event"])
+def test_ctrl_c_ends_the_build_on_the_engine(bench: Bench, how: str) -> None:
+    bench("RUN true", no_cache=True)  # connections that stay open are open now
+    before = resources()
+    length = f"3{uuid.uuid4().int % 10**6:06}"
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, Log) and event.line == "sleeping":
+            assert wait_until(lambda: running(length))
+            if how == "event":
+                raise KeyboardInterrupt
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    started: float = 0
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            bench(f"RUN echo sleeping; sleep {length}", secrets={"hf_token": canary()}, on_event=on_event)
+        except KeyboardInterrupt:
+            started = time.monotonic()
+            raise
+    assert wait_until(lambda: not running(length)), "the step still runs"
+    assert time.monotonic() - started < 10
+    assert resources() == before
+    bench("RUN echo and the engine builds on")
+
+
+# Base images
+
+
+def test_a_base_image_that_does_not_exist(bench: Bench, registry: TestRegistry) -> None:
+    with pytest.raises(BuildFailed, match="no such base image") as caught:
+        bench(f"FROM {registry.host}/no/such:1", "RUN true", registries=registry)
+    assert caught.value.subject == f"{registry.host}/no/such:1"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "registry.invalid"])
+def test_a_registry_that_does_not_answer(bench: Bench, host: str) -> None:
+    with pytest.raises(RegistryUnavailable) as caught:
+        bench(f"FROM {host}/base:1", "RUN true")
+    assert caught.value.subject == f"{host}/base:1"
+
+
+@pytest.fixture
+def private_base(engine: Engine, registry: TestRegistry, rootfs: bytes) -> str:
+    """A base image that no engine has: in the registry only."""
+    name = f"{registry.host}/test/base-{uuid.uuid4().hex[:12]}"
+    with tarfile.open(fileobj=io.BytesIO(rootfs)) as reader:
+        files = {member.name: file.read() for member in reader if (file := reader.extractfile(member))}
+    engine.api.import_image_from_data(tar({**files, "unique": name}), repository=name, tag="1")
+    pushed = engine.push(f"{name}:1", registry.for_registry(registry.host), lambda event: None)
+    engine.api.remove_image(f"{name}:1", force=True)
+    return f"{name}@{pushed.digest}"
+
+
+class Wrong:
+    """A login that the registry does not know."""
+
+    def __init__(self, registry: TestRegistry) -> None:
+        self.registry = registry
+
+    def for_registry(self, host: str) -> RegistryCredentials | None:
+        return RegistryCredentials(self.registry.user, Secret("not-the-password"))
+
+
+@pytest.mark.parametrize("fallback", [False, True], ids=["session", "buildx"])
+def test_a_private_base_image(
+    bench: Bench, registry: TestRegistry, private_base: str, fallback: bool, request: pytest.FixtureRequest
+) -> None:
+    made = request.getfixturevalue("sessionless")[0] if fallback else bench
+    for registries in (None, Wrong(registry)):
+        with pytest.raises(RegistryAuthError) as caught:
+            made(f"FROM {private_base}", "RUN true", registries=registries)
+        assert caught.value.subject == private_base
+        assert "not-the-password" not in str(caught.value)
+    made(f"FROM {private_base}", "RUN cat /unique", registries=registry)
+    assert made.lines == [private_base.partition("@")[0]]
+
+
+# Through buildx
+
+
+def test_an_engine_without_sessions_builds_through_buildx(sessionless: tuple[Bench, EngineProxy]) -> None:
+    bench, proxy = sessionless
+    secret, binary = canary(), Secret(b"\x00\xff" * 100)
+    step = READ.replace("RUN ", "RUN --mount=type=secret,id=binary ").replace("/hf_token;", "/*;")
+    before = resources()
+    image = bench(
+        step,
+        secrets={"hf_token": secret, "binary": binary},
+        labels={"a": "b c"},
+        tags=["modelbake-test/buildx:1"],
+    )
+    assert resources() == before
+    assert proxy.refused == 1
+    assert {
+        f"{hashlib.sha256(each.reveal_bytes()).hexdigest()}  /run/secrets/{name}"
+        for name, each in (("hf_token", secret), ("binary", binary))
+    } <= set(bench.lines)
+    assert secret.reveal() not in repr(bench.events)
+    assert any(isinstance(event, VertexStarted) and "sha256sum" in event.name for event in bench.events)
+    assert any(isinstance(event, VertexDone) for event in bench.events)
+    assert found_in(bench.engine, image, secret.reveal_bytes()) == set()
+    found = bench.engine.image("modelbake-test/buildx:1")
+    assert found is not None
+    assert (found.id, found.labels["a"]) == (image, "b c")
+
+
+def test_buildx_and_a_session_build_the_same_layers(
+    sessionless: tuple[Bench, EngineProxy], bench: Bench
+) -> None:
+    step = f"RUN echo {uuid.uuid4()} > /x"
+    fallback = sessionless[0]
+    layers = [each.engine.api.inspect_image(each(step))["RootFS"] for each in (bench, fallback)]  # type: ignore[no-untyped-call]
+    assert layers[0] == layers[1]
+
+
+def test_secrets_reach_buildx_in_memory_only(
+    sessionless: tuple[Bench, EngineProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, _ = sessionless
+    secret = canary()
+    monkeypatch.setenv("HF_TOKEN", secret.reveal())
+    seen: list[bytes] = []
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, VertexStarted) and not seen:
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    arguments = (process / "cmdline").read_bytes()
+                    if b"docker-buildx\0build" in arguments:
+                        seen.extend((arguments, (process / "environ").read_bytes()))
+            for folder in Path("/dev/shm").glob("modelbake-*"):
+                assert folder.stat().st_mode & 0o777 == 0o700
+                seen.extend(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+    bench(READ, secrets={"hf_token": secret}, on_event=on_event, no_cache=True)
+    assert len(seen) >= 3
+    assert not any(secret.reveal_bytes() in each for each in seen)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected", "said"),
+    [
+        (["RUN echo the reason >&2; exit 3"], BuildFailed, "the reason"),
+        (["RUN --mount=type=secret,id=other,required=true cat /run/secrets/other"], SecretMissing, "'other'"),
+        (["FROM 127.0.0.1:1/base:1"], RegistryUnavailable, "refused"),
+        (["FROM scratch", "FRO x"], BuildFailed, "unknown instruction"),
+        (
+            ['RUN echo \'{"event":"error","code":24,"message":"sha256 differs"}\'; exit 24'],
+            WrongBytes,
+            "differs",
+        ),
+    ],
+)
+def test_failures_through_buildx_read_the_same(
+    sessionless: tuple[Bench, EngineProxy], steps: list[str], expected: type[ModelbakeError], said: str
+) -> None:
+    with pytest.raises(expected, match=said):
+        sessionless[0](*steps)
+
+
+def test_ctrl_c_ends_buildx(sessionless: tuple[Bench, EngineProxy]) -> None:
+    bench, _ = sessionless
+    length = f"4{uuid.uuid4().int % 10**6:06}"
+    before = resources()
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, Log) and event.line == "sleeping":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench(f"RUN echo sleeping; sleep {length}", on_event=on_event)
+    assert wait_until(lambda: not running(length)), "the step still runs"
+    assert resources() == before
+
+
+# Over the network
+
+
+def test_an_engine_behind_tls(
+    engine_host: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buildx: str
+) -> None:
+    certificate = make_certificate(tmp_path / "made")
+    for name, path in (
+        ("ca.pem", certificate.authority),
+        ("cert.pem", certificate.cert),
+        ("key.pem", certificate.key),
+    ):
+        shutil.copy(path, tmp_path / name)
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    for refuse in (False, True):  # a session, then buildx
+        with EngineProxy(
+            engine_host, refuse_sessions=refuse, certificate=(certificate.cert, certificate.key)
+        ) as proxy:
+            monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{proxy.port}")
+            with connect() as engine:
+                bench, secret = Bench(engine, tiny), canary()
+                image = bench(READ + f"; sleep 7; echo {uuid.uuid4()}", secrets={"hf_token": secret})
+                assert any(hashlib.sha256(secret.reveal_bytes()).hexdigest() in line for line in bench.lines)
+                engine.api.remove_image(image, force=True)
+            assert proxy.refused == int(refuse)

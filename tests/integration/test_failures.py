@@ -1,0 +1,182 @@
+"""Every way the main job goes wrong: the message names what and what to do, the exit code is its own, and no
+tag is left at the registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+import pytest
+
+from modelbake import errors
+from tests.integration.world import Ran, World
+from tests.servers.hub import Fault
+
+pytestmark = pytest.mark.engine
+
+
+def _failed(ran: Ran, expected: type[errors.ModelbakeError], *words: str) -> None:
+    assert ran.code == expected.exit_code, f"{ran.code}\n{ran.out}\n{ran.err}"
+    assert ran.out == "", "stdout carries results only, and there is none"
+    for word in words:
+        assert word in ran.err, f"{word!r} is not said in:\n{ran.err}"
+
+
+@pytest.fixture
+def locked(world: World) -> World:
+    """A world whose model is locked, of bytes that no build cache holds."""
+    world.repo("acme/tiny", {"config.json": b"{}", "model.safetensors": os.urandom(12 << 20)})
+    world.models(tiny={})
+    world.run("lock")
+    return world
+
+
+@pytest.mark.parametrize("verb", ["lock", "build"])
+def test_a_wrong_token(locked: World, verb: str) -> None:
+    ran = locked.build_py(verb, "tiny", HF_TOKEN="hf_wrong")
+    _failed(ran, errors.SourceAuthError, "acme/tiny", "HF_TOKEN")
+    assert "hf_wrong" not in ran.err
+    assert locked.tags() == []
+
+
+def test_no_token(locked: World) -> None:
+    ran = locked.build_py("build", "tiny", HF_TOKEN_PATH=None)
+    _failed(ran, errors.SecretMissing, "token", "HF_TOKEN")
+    assert locked.build_py("lock", "tiny", HF_TOKEN_PATH=None).code in {
+        errors.SourceAuthError.exit_code,
+        errors.SourceNotFound.exit_code,
+    }
+    assert locked.tags() == []
+
+
+@pytest.mark.parametrize("kind", ["corrupt", "truncate", "extra"])
+def test_wrong_bytes(locked: World, kind: str) -> None:
+    locked.hub.faults.add(Fault(kind, "model.safetensors", host="cdn"))
+    ran = locked.build_py("build", "tiny")
+    expected = errors.WrongBytes if kind != "truncate" else errors.ModelbakeError
+    if kind == "truncate":
+        assert ran.code in {errors.WrongBytes.exit_code, errors.SourceUnavailable.exit_code}, ran.err
+        assert "model.safetensors" in ran.err
+    else:
+        _failed(ran, expected, "model.safetensors", "sha256" if kind == "corrupt" else "bytes")
+    assert locked.build_py("smoke", "tiny").code == errors.ImageNotFound.exit_code
+    assert locked.build_py("push", "tiny").code == errors.ImageNotFound.exit_code
+    assert locked.tags() == []
+
+    locked.hub.faults.clear()
+    locked.run("build", "smoke", "push")
+    assert locked.version_tags() == ["1.0.0"], "control: without the fault the same goes through"
+
+
+def test_a_lock_edited_by_hand(locked: World) -> None:
+    path = locked.folder / "models.lock"
+    lock = json.loads(path.read_text())
+    weights = next(f for f in lock["models"]["tiny"]["files"] if f["path"] == "model.safetensors")
+    weights["sha256"] = "0" * 64
+    path.write_text(json.dumps(lock, indent=2, sort_keys=True) + "\n")
+    _failed(locked.build_py("build", "tiny"), errors.WrongBytes, "model.safetensors")
+
+
+def test_the_hub_is_down(locked: World) -> None:
+    locked.hub.close()
+    _failed(locked.build_py("lock", "tiny"), errors.SourceUnavailable, locked.hub.url)
+    _failed(locked.build_py("build", "tiny"), errors.SourceUnavailable)
+    assert locked.tags() == []
+
+
+def test_no_engine_answers(locked: World) -> None:
+    nowhere = f"unix://{locked.folder}/none.sock"
+    for verb in ("build", "smoke", "push"):
+        ran = locked.build_py(verb, "tiny", DOCKER_HOST=nowhere)
+        _failed(ran, errors.EngineNotFound, nowhere, "scripts/engine")
+
+
+def test_a_secret_file_that_is_not_there(locked: World) -> None:
+    ran = locked.build_py("build", "tiny", "--ca-bundle", "absent.pem")
+    _failed(ran, errors.UsageError, "--ca-bundle", "absent.pem")
+    _failed(
+        locked.build_py("build", "tiny", HF_TOKEN_PATH="absent"), errors.UsageError, "HF_TOKEN_PATH=absent"
+    )
+
+
+@pytest.fixture
+def smoked(locked: World) -> World:
+    """A world whose model is ready to be pushed."""
+    locked.run("build", "smoke")
+    return locked
+
+
+def test_the_registry_is_down(smoked: World) -> None:
+    with socket.socket() as taken:  # bound and never listening: a port that refuses
+        taken.bind(("127.0.0.1", 0))
+        nowhere = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = smoked.folder / "models.yaml"
+        config.write_text(
+            config.read_text().replace(smoked.services.registry + "/" + smoked.namespace, nowhere + "/x")
+        )
+        _failed(smoked.build_py("push", "tiny"), errors.RegistryUnavailable, nowhere)
+
+
+def test_a_wrong_registry_password(smoked: World) -> None:
+    (smoked.folder / "password").write_text("wrong-password")
+    ran = smoked.build_py("push", "tiny", MODELBAKE_REGISTRY_PASSWORD_FILE=str(smoked.folder / "password"))
+    _failed(ran, errors.RegistryAuthError, smoked.services.registry)
+    assert "wrong-password" not in ran.err
+    assert smoked.tags() == []
+    ran = smoked.build_py("push", "tiny", MODELBAKE_REGISTRY_USER=None, MODELBAKE_REGISTRY_PASSWORD_FILE=None)
+    _failed(ran, errors.RegistryAuthError, smoked.services.registry)
+    assert smoked.tags() == []
+
+
+def test_no_report_no_push(locked: World) -> None:
+    locked.run("build")
+    _failed(locked.build_py("push", "tiny"), errors.ReportMissing, "build.py smoke tiny")
+    locked.run("smoke")
+    locked.models(tiny={"env": {"CHANGED": "1"}})
+    locked.run("build")
+    _failed(locked.build_py("push", "tiny"), errors.ReportMissing, "build.py smoke tiny")
+    assert locked.tags() == []
+
+
+def test_a_failed_check_shows_what_was_expected_and_takes_the_report_back(smoked: World) -> None:
+    check = {"name": "adds", "post": "/sum", "body": {"numbers": [1, 2]}, "expect": {"sum": 4}}
+    smoked.models(tiny={"smoke": {"requests": 1, "checks": [check]}})
+    _failed(smoked.build_py("smoke", "tiny"), errors.SmokeFailed, "adds", "sum", "4", "3")
+    _failed(smoked.build_py("push", "tiny"), errors.ReportMissing)
+    assert smoked.tags() == []
+
+
+def test_a_server_that_ends_is_shown_with_its_log(locked: World) -> None:
+    locked.models(tiny={"env": {"TINY_FAILS": "1"}})
+    locked.run("build")
+    _failed(locked.build_py("smoke", "tiny"), errors.NotReady, "told to fail")
+    assert "modelbake" not in locked.docker("ps", "--all", "--filter", "label=io.modelbake.smoke").ok().out
+
+
+def test_a_model_that_needs_a_gpu_is_not_tested_without_one(locked: World) -> None:
+    if json.loads(locked.docker("info", "--format", "{{json .Runtimes}}").ok().out).get("nvidia"):
+        pytest.skip("this engine has a GPU")
+    locked.models(tiny={"device": "cuda"})
+    locked.run("build")
+    _failed(locked.build_py("smoke", "tiny"), errors.GpuUnavailable, "device: any")
+
+
+def test_a_version_tag_never_moves(smoked: World) -> None:
+    smoked.run("push")
+    first = smoked.services.registry_get(f"{smoked.namespace}/tiny/manifests/1.0.0").content
+    smoked.models(tiny={"labels": {"org.example.changed": "yes"}})
+    smoked.run("build", "smoke")
+    _failed(smoked.build_py("push", "tiny"), errors.TagConflict, "1.0.0")
+    assert smoked.services.registry_get(f"{smoked.namespace}/tiny/manifests/1.0.0").content == first
+
+
+def test_one_models_failure_does_not_stop_the_others(locked: World) -> None:
+    locked.repo("acme/bad", {"bad.safetensors": os.urandom(1000)})
+    locked.models(bad={"source": "hf://acme/bad"}, tiny={})
+    locked.run("lock")
+    locked.hub.faults.add(Fault("corrupt", "bad.safetensors"))
+    ran = locked.build_py("build", "--all")
+    assert ran.code == errors.WrongBytes.exit_code
+    assert ran.out.startswith("tiny sha256:")
+    assert "1 of 2 models failed: bad" in ran.err

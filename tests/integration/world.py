@@ -1,0 +1,180 @@
+"""A user's surroundings: a folder with models.yaml, a hub that asks for a token, a registry that asks for a
+password, an engine; and `build.py` run as the user runs it, in a process of its own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from tests.servers.environment import ROOT
+from tests.servers.hub import Hub, Repo
+from tests.servers.minilm import cache_folder
+
+TINY = {
+    "config.json": b'{"kind": "tiny"}\n',
+    "model-00001-of-00002.safetensors": b"\1" * (65 << 20),
+    "model-00002-of-00002.safetensors": b"\2" * (66 << 20),
+    "tokenizer/vocab.txt": b"a\nb\n",
+}
+
+
+@dataclass(frozen=True)
+class Services:
+    """What one session of tests shares: addresses and the base image, pinned by digest."""
+
+    docker_host: str
+    registry: str
+    registry_user: str
+    registry_password_file: Path
+    base: str
+    bridge: str
+    build_environment: Mapping[str, str]
+    wheels_cpu: bool
+
+    @property
+    def password(self) -> str:
+        return self.registry_password_file.read_text().strip()
+
+    def registry_get(self, path: str) -> httpx2.Response:
+        """Ask the registry directly, with the password."""
+        auth = (self.registry_user, self.password)
+        return httpx2.get(f"http://{self.registry}/v2/{path}", auth=auth, headers={"Accept": ACCEPT})
+
+    def tags(self, repository: str) -> list[str]:
+        reply = self.registry_get(f"{repository}/tags/list")
+        return [] if reply.status_code == 404 else sorted(reply.json()["tags"] or [])
+
+
+ACCEPT = (
+    "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json,"
+    "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json"
+)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one run of `build.py` said."""
+
+    code: int
+    out: str
+    err: str
+
+    def ok(self) -> Ran:
+        assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
+        return self
+
+
+@dataclass
+class World:
+    """One test's folder and hub. `environment` is that of the user's shell."""
+
+    services: Services
+    folder: Path
+    hub: Hub
+    token: str
+    namespace: str = field(default_factory=lambda: f"t{secrets.token_hex(4)}")
+    environment: dict[str, str] = field(default_factory=dict)
+    images: Path = ROOT / "tests" / "runtimes"
+
+    def __post_init__(self) -> None:
+        token_file = self.folder / "hub.token"
+        token_file.write_text(self.token)
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "DOCKER_HOST": self.services.docker_host,
+            "MODELBAKE_REGISTRY": self.services.registry,
+            "MODELBAKE_REGISTRY_USER": self.services.registry_user,
+            "MODELBAKE_REGISTRY_PASSWORD_FILE": str(self.services.registry_password_file),
+            "HF_TOKEN_PATH": str(token_file),
+            **self.services.build_environment,
+        }
+
+    @property
+    def repositories(self) -> Path:
+        return self.hub.root
+
+    def repo(self, name: str, content: Mapping[str, bytes] | Path = TINY, **facts: Any) -> Repo:
+        """Create a private repository at the hub."""
+        return Repo.create(self.hub.root, name, content, **facts)
+
+    def models(self, **models: Mapping[str, Any]) -> None:
+        """Write models.yaml; JSON is YAML. What a model does not say is that of a tiny model."""
+        tiny = {
+            "version": "1.0.0",
+            "source": "hf://acme/tiny",
+            "runtime": "tiny",
+            "device": "any",
+            "smoke": {
+                "requests": 3,
+                "checks": [{"post": "/sum", "body": {"numbers": [1, 2]}, "expect": {"sum": 3}}],
+            },
+        }
+        document = {
+            "registry": f"{self.services.registry}/{self.namespace}",
+            "defaults": {"hub": self.hub.url, "base": self.services.base},
+            "models": {name: {**tiny, **keys} for name, keys in models.items()},
+        }
+        (self.folder / "models.yaml").write_text(json.dumps(document, indent=2))
+
+    def build_py(self, *arguments: str, **environment: str | None) -> Ran:
+        """Run `build.py` in the folder; variables given as None are taken away."""
+        env = {
+            name: value for name, value in {**self.environment, **environment}.items() if value is not None
+        }
+        command = [sys.executable, str(ROOT / "build.py"), *arguments, "--images", str(self.images)]
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def run(self, *verbs: str) -> Ran:
+        """Run verbs one after the other, each for all models; every one must succeed. Returns the last."""
+        for verb in verbs:
+            ran = self.build_py(verb, *([] if verb in ("check", "lock") else ["--all"])).ok()
+        return ran
+
+    def docker(self, *arguments: str, host: str | None = None) -> Ran:
+        """Run the docker program, as a user who has one would, logged in to the registry."""
+        tools = _unpacked_tools()
+        config = self.folder / "docker-config"
+        if not config.exists():
+            (config / "cli-plugins").mkdir(parents=True)
+            (config / "cli-plugins/docker-buildx").symlink_to(
+                tools / "usr/libexec/docker/cli-plugins/docker-buildx"
+            )
+            login = base64.b64encode(
+                f"{self.services.registry_user}:{self.services.password}".encode()
+            ).decode()
+            auths = {self.services.registry: {"auth": login}}
+            (config / "config.json").write_text(json.dumps({"auths": auths}))
+        env = {
+            **self.environment,
+            "DOCKER_CONFIG": str(config),
+            "DOCKER_HOST": host or self.services.docker_host,
+        }
+        command = [str(tools / "usr/bin/docker"), *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def tags(self, name: str = "tiny") -> list[str]:
+        return self.services.tags(f"{self.namespace}/{name}")
+
+    def version_tags(self, name: str = "tiny") -> list[str]:
+        return [tag for tag in self.tags(name) if not tag.startswith("candidate-")]
+
+
+def _unpacked_tools() -> Path:
+    """Return where `scripts/engine` unpacked the docker program and buildx."""
+    unpacked = sorted((cache_folder().parent / "debian").glob("*/root/usr/bin/docker"))
+    assert unpacked, "scripts/engine up --name second unpacks the docker program"
+    return unpacked[-1].parent.parent.parent

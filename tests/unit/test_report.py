@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelbake.errors import ReportMissing, SmokeError
+from modelbake.report import discard_report, encode_report, read_report, report_path, write_report
+from tests.unit.reporting import document, report
+
+FAILED_CHECK = {"name": "c", "passed": False, "expected": 1, "actual": {"x": [2]}, "seconds": 0.1}
+
+
+def put(root: Path, content: object) -> Path:
+    path = root / "minilm" / "1.0.0.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path = write_report(tmp_path, report())
+    assert path == report_path(tmp_path, "minilm", "1.0.0") == tmp_path / "minilm" / "1.0.0.json"
+    assert read_report(tmp_path, "minilm", "1.0.0") == report()
+    assert [entry.name for entry in path.parent.iterdir()] == ["1.0.0.json"], "no temporary file stays"
+
+
+def test_the_same_report_has_the_same_bytes(tmp_path: Path) -> None:
+    first = write_report(tmp_path, report()).read_bytes()
+    reordered = dict(reversed(document().items()))
+    assert encode_report(type(report()).model_validate(reordered)) == first
+    assert first.endswith(b"}\n")
+    assert list(json.loads(first)) == sorted(json.loads(first))
+
+
+def test_a_failed_run_replaces_a_report_that_passed(tmp_path: Path) -> None:
+    write_report(tmp_path, report())
+    write_report(tmp_path, report(passed=False, checks=[FAILED_CHECK]))
+    assert read_report(tmp_path, "minilm", "1.0.0").passed is False
+
+
+def test_discarding_leaves_no_report(tmp_path: Path) -> None:
+    discard_report(tmp_path, "minilm", "1.0.0")
+    write_report(tmp_path, report())
+    discard_report(tmp_path, "minilm", "1.0.0")
+    with pytest.raises(ReportMissing, match="there is no smoke report"):
+        read_report(tmp_path, "minilm", "1.0.0")
+
+
+def test_versions_have_reports_of_their_own(tmp_path: Path) -> None:
+    write_report(tmp_path, report())
+    with pytest.raises(ReportMissing, match=r"build\.py smoke minilm"):
+        read_report(tmp_path, "minilm", "1.0.1")
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in document().items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not a report"),
+        (b"\xff\xfe", "is not a report"),
+        (b"[" * 100_000, "is not a report"),
+        ([], "is not a report"),
+        (b'{"schema": 1, "schema": 1}', "a key stands there twice"),
+        (document(schema=2), "schema"),
+        (document(extra=1), "extra"),
+        (without("lock"), "lock"),
+        (document(image_id="sha256:abc"), "image_id"),
+        (document(image_id="sha256:" + "1" * 64 + "\n"), "image_id"),
+        (document(passed="yes"), "passed"),
+        (document(passed=1), "passed"),
+        (document(image_bytes=-1), "image_bytes"),
+        (document(image_bytes=1.5), "image_bytes"),
+        (document(ready_seconds=float("nan")), "ready_seconds"),
+        (document(started_at="yesterday"), "started_at"),
+        (document(device="gpu"), "device"),
+        (document(gpu=True), "`gpu` does not follow"),
+        (document(device="cuda:H200"), "`gpu` does not follow"),
+        (document(checks=[]), "checks"),
+        (document(checks=[FAILED_CHECK]), "`passed` does not follow"),
+        (document(passed=False), "`passed` does not follow"),
+        (document(ready_seconds=None), "without ever having been ready"),
+        (document(latency_seconds={"p50": 1}), "latency_seconds.p95"),
+        (document(model="other"), "is the report of other 1.0.0"),
+        (document(version="1.0.1"), "is the report of minilm 1.0.1"),
+    ],
+)
+def test_what_no_run_writes_is_refused(tmp_path: Path, content: object, problem: str) -> None:
+    path = put(tmp_path, content)
+    with pytest.raises(ReportMissing, match=problem) as caught:
+        read_report(tmp_path, "minilm", "1.0.0")
+    assert str(path) in str(caught.value)
+
+
+def test_a_report_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "minilm" / "1.0.0.json").mkdir(parents=True)
+    with pytest.raises(ReportMissing, match="cannot be read"):
+        read_report(tmp_path, "minilm", "1.0.0")
+    with pytest.raises(SmokeError, match="cannot be removed"):
+        discard_report(tmp_path, "minilm", "1.0.0")
+    with pytest.raises(SmokeError, match="cannot be written"):
+        write_report(tmp_path, report())
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "reports").write_text("")
+    with pytest.raises(SmokeError, match="cannot be written"):
+        write_report(tmp_path / "reports", report())
+    discard_report(tmp_path / "reports", "minilm", "1.0.0")
+    with pytest.raises(ReportMissing, match="there is no smoke report"):
+        read_report(tmp_path / "reports", "minilm", "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("model", "version"), [("../x", "1.0.0"), ("m", "../1"), ("", "1.0.0"), ("m", "1/2")]
+)
+def test_no_path_leads_out_of_the_folder(tmp_path: Path, model: str, version: str) -> None:
+    with pytest.raises(ReportMissing, match="not a model name"):
+        report_path(tmp_path, model, version)
+
+
+def test_a_report_of_a_gpu_run(tmp_path: Path) -> None:
+    changes = {
+        "device": "cuda:NVIDIA H200",
+        "gpu": True,
+        "gpu_memory": {"torch_peak_bytes": 5, "driver_bytes": None},
+    }
+    write_report(tmp_path, report(**changes))
+    assert read_report(tmp_path, "minilm", "1.0.0").device == "cuda:NVIDIA H200"

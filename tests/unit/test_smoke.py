@@ -1,0 +1,421 @@
+"""The smoke run's parts, and the whole of it but the engine: the server is a process of this machine.
+
+What stands in for the container starts a real server, and runs the image's real probe against it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelbake.config import CheckSpec, ModelSpec, SmokeSpec
+from modelbake.containers import ContainerState, ExecResult
+from modelbake.engine import EngineInfo, LocalImage
+from modelbake.errors import GpuUnavailable, NotReady, SmokeError
+from modelbake.measurements import Sample, label_of, parse_metrics, percentile, summarize, total
+from modelbake.output import Output
+from modelbake.probing import PROBE, Driver, Probed, Repeat, Response, ask, shown_log, why_ended
+from modelbake.smoke import exercise, wants_gpu
+from modelbake.verdict import (
+    Run,
+    failure_message,
+    judge_check,
+    judge_device,
+    judge_repeats,
+    judged,
+    make_report,
+)
+from tests.unit.reporting import IMAGE_ID
+
+PROGRAM = Path(__file__).parents[2] / "images" / "start" / "probe.py"
+INFO = EngineInfo("26.1.5", "1.45", "linux", "amd64", "classic", False, "/var/lib/docker", "here")
+IMAGE = LocalImage(IMAGE_ID, 12345, {}, (), "2025-01-31T12:00:00Z")
+METRICS = """\
+# HELP modelbake_load_seconds How long it took.
+# TYPE modelbake_load_seconds gauge
+modelbake_load_seconds 1.25
+modelbake_info{device="cpu",model="a\\"b, c}d",version="1"} 1.0
+modelbake_requests_total{route="/x",status="200"} 3 1700000000000
+modelbake_gpu_memory_peak_bytes{gpu="0"} 1e9
+modelbake_gpu_memory_peak_bytes{gpu="1"} 2e9
+bad{
+nan_metric NaN
+words here and there
+"""
+
+# Answers after MODE's whim. The first argument is the port, the second the mode.
+SERVER = """
+import json, os, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+port, mode = int(sys.argv[1]), sys.argv[2]
+began = time.monotonic()
+if mode == "weights":
+    print(json.dumps({"time": "t", "level": "error", "event": "mismatch", "file": "model.safetensors",
+                      "expected": "sha256:aa", "actual": "sha256:bb"}), flush=True)
+    sys.exit(65)
+count = 0
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args): pass
+    def reply(self, status, body):
+        self.send_response(status); self.send_header("Content-Length", str(len(body))); self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self):
+        if self.path == "/metrics":
+            return self.reply(200, b"modelbake_load_seconds 0.75\\n")
+        ready = mode != "never" and time.monotonic() - began > 0.3
+        self.reply(200 if ready else 503, b"loading")
+    def do_POST(self):
+        global count
+        count += 1
+        order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if mode == "dies":
+            print("about to die", flush=True); os._exit(9)
+        if mode == "flaky" and count % 2 == 0:
+            return self.reply(500, b"{}")
+        self.reply(200, json.dumps({"echo": order["input"], "n": 3}).encode())
+print("serving", flush=True)
+ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+class Process:
+    """A server process in place of a container."""
+
+    def __init__(self, folder: Path, mode: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(self.port), mode], stdout=log, stderr=log
+            )
+
+    def state(self) -> ContainerState:
+        code = self.process.poll()
+        return ContainerState(running=code is None, exit_code=code, oom_killed=False)
+
+    def logs(self, tail: int = 200) -> str:
+        return self.log.read_text()
+
+    def exec(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> ExecResult:
+        assert tuple(argv[:2]) == PROBE
+        done = subprocess.run([sys.executable, PROGRAM, *argv[2:]], capture_output=True, check=False)
+        return ExecResult(done.returncode, done.stdout, done.stderr)
+
+
+@contextmanager
+def serving(folder: Path, mode: str) -> Iterator[Process]:
+    process = Process(folder, mode)
+    try:
+        yield process
+    finally:
+        process.process.kill()
+        process.process.wait()
+
+
+class Scripted:
+    """A container in which every command ends the same way."""
+
+    def __init__(self, result: ExecResult) -> None:
+        self.result = result
+
+    def state(self) -> ContainerState:
+        return ContainerState(running=True, exit_code=None, oom_killed=False)
+
+    def logs(self, tail: int = 200) -> str:
+        return ""
+
+    def exec(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> ExecResult:
+        return self.result
+
+
+def echo(text: str = "hello", expect: Mapping[str, Any] | None = None, **changes: Any) -> CheckSpec:
+    check = {"name": "echo", "method": "POST", "path": "/echo", "body": {"input": text}}
+    return CheckSpec(**check | {"expect": {"echo": text} if expect is None else expect} | changes)
+
+
+def spec(*checks: CheckSpec, **changes: Any) -> SmokeSpec:
+    settings: dict[str, Any] = {"checks": checks, "requests": 5, "startup_seconds": 20.0}
+    return SmokeSpec(**settings | changes)
+
+
+def model(device: str) -> ModelSpec:
+    return ModelSpec(name="m", version="1.0.0", source="hf://a/b", runtime="r", device=device)  # type: ignore[arg-type]
+
+
+def carry_out(container: Process, smoke: SmokeSpec, run: Run) -> str:
+    log = io.StringIO()
+    exercise(container, smoke, container.port, "/health", run, gpu=False, output=Output(stderr=log))
+    return log.getvalue()
+
+
+def report_of(run: Run, *, gpu: bool = False) -> Any:
+    made = make_report(
+        run,
+        IMAGE,
+        INFO,
+        model="minilm",
+        version="1.0.0",
+        lock=IMAGE_ID,
+        started_at="2025-01-31T12:00:00Z",
+        gpu=gpu,
+    )
+    return made.model_dump(mode="json", by_alias=True)
+
+
+# --- a whole run -------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_passes(tmp_path: Path) -> None:
+    run = Run()
+    with serving(tmp_path, "good") as container:
+        log = carry_out(container, spec(echo(), echo("again", name="second")), run)
+    report = report_of(run)
+    assert report["passed"] is True
+    assert [check["name"] for check in report["checks"]] == ["ready", "echo", "second", "repeat"]
+    assert report["load_seconds"] == 0.75
+    assert 0.2 < report["ready_seconds"] < 20
+    latency = report["latency_seconds"]
+    assert 0 < latency["p50"] <= latency["p95"] <= latency["max"]
+    assert report["throughput_per_second"] > 0
+    assert report["checks"][3]["actual"] == {"answered": 5}
+    assert (report["device"], report["gpu"], report["gpu_memory"]) == ("cpu", False, None)
+    assert "echo: as expected" in log
+
+
+def test_wrong_answers_are_all_listed(tmp_path: Path) -> None:
+    run = Run()
+    checks = [
+        echo(expect={"echo": "bye", "n": 4}),
+        echo(name="fine"),
+        CheckSpec(name="lost", method="GET", path="/health", status=404),
+    ]
+    with serving(tmp_path, "good") as container:
+        carry_out(container, spec(*checks), run)
+    assert report_of(run)["passed"] is False
+    assert [check.report.name for check in run.failed] == ["echo", "lost"]
+    message = failure_message(run)
+    assert message.splitlines() == [
+        "2 of 5 checks failed",
+        '  echo: echo: expected "bye", got "hello"',
+        "  echo: n: expected 4, got 3",
+        '  lost: status: expected HTTP 404, got HTTP 200 with "loading"',
+    ]
+
+
+def test_repeats_that_fail_fail_the_run(tmp_path: Path) -> None:
+    run = Run()
+    with serving(tmp_path, "flaky") as container:
+        carry_out(container, spec(echo(), requests=4), run)
+    assert [check.report.name for check in run.failed] == ["repeat"]
+    assert run.failed[0].report.actual == {"answered": 2}
+
+
+def test_without_checks_there_is_nothing_to_measure(tmp_path: Path) -> None:
+    run = Run()
+    with serving(tmp_path, "good") as container:
+        carry_out(container, spec(), run)
+    report = report_of(run)
+    assert report["passed"] is True
+    assert report["latency_seconds"] is None
+    assert report["load_seconds"] == 0.75
+
+
+def test_only_what_is_meant_to_succeed_is_repeated(tmp_path: Path) -> None:
+    run = Run()
+    lost = CheckSpec(name="lost", method="GET", path="/health", status=503)
+    with serving(tmp_path, "good") as container:
+        carry_out(container, spec(lost), run)
+    assert [check.report.name for check in run.checks] == ["ready", "lost"]
+
+
+def test_never_ready(tmp_path: Path) -> None:
+    run = Run()
+    with (
+        serving(tmp_path, "never") as container,
+        pytest.raises(
+            NotReady, match=r"(?s)not ready within 1 s; GET /health last answered HTTP 503.*serving"
+        ),
+    ):
+        carry_out(container, spec(echo(), startup_seconds=1.0), run)
+    report = report_of(run)
+    assert (report["passed"], report["ready_seconds"], report["load_seconds"]) == (False, None, None)
+
+
+def test_wrong_weights_are_explained_at_once(tmp_path: Path) -> None:
+    run = Run()
+    began = time.monotonic()
+    with serving(tmp_path, "weights") as container, pytest.raises(NotReady) as caught:
+        carry_out(container, spec(echo(), startup_seconds=60.0), run)
+    assert time.monotonic() - began < 15
+    assert "exit code 65" in caught.value.message
+    assert "model.safetensors: mismatch: expected sha256:aa, got sha256:bb" in caught.value.message
+    assert report_of(run)["checks"][0]["passed"] is False
+
+
+def test_a_server_that_dies_under_a_check(tmp_path: Path) -> None:
+    run = Run()
+    with serving(tmp_path, "dies") as container, pytest.raises(NotReady, match="exit code 9") as caught:
+        carry_out(container, spec(echo(), echo(name="second"), startup_seconds=5.0), run)
+    assert "about to die" in caught.value.message
+    assert run.failed
+
+
+# --- the probe's answers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        (ExecResult(127, b"", b"no such file: /opt/venv/bin/python"), "exit code 127: no such file"),
+        (ExecResult(2, b'{"error": "expected port"}', b""), "exit code 2: expected port"),
+        (ExecResult(0, b"not json", b""), "exit code 0: not json"),
+        (ExecResult(0, b"[]", b""), "exit code 0"),
+        (ExecResult(0, b"{}", b""), "something else than expected"),
+        (
+            ExecResult(0, b'{"responses": [], "repeat": null, "metrics": null, "driver": null}', b""),
+            "answered 0 of 1 requests",
+        ),
+    ],
+)
+def test_a_probe_that_does_not_work_is_an_error(result: ExecResult, problem: str) -> None:
+    with pytest.raises(SmokeError, match=problem):
+        ask(Scripted(result), 80, [{"method": "GET", "path": "/"}], timeout=1)
+
+
+def test_a_request_that_is_too_large_is_refused() -> None:
+    request = {"method": "POST", "path": "/embed", "body": "x" * 200_000}
+    with pytest.raises(SmokeError, match=r"/embed: .*at most 120,000"):
+        ask(Scripted(ExecResult(0, b"", b"")), 80, [request], timeout=1)
+
+
+@pytest.mark.parametrize(
+    ("state", "log", "words"),
+    [
+        (ContainerState(False, 137, True), "", "killed for lack of memory"),
+        (ContainerState(False, 1, False), "", "ended with exit code 1"),
+        (ContainerState(False, 65, False), "{}\n[]\n{broken\n", "weights are not those"),
+        (
+            ContainerState(False, 65, False),
+            '{"event": "missing", "file": "a.bin", "expected": "x", "actual": "nothing"}',
+            "a.bin: missing: expected x, got nothing",
+        ),
+        (
+            ContainerState(False, 66, False),
+            '{"event": "manifest_unusable", "level": "error", "error": "not JSON"}',
+            "not JSON",
+        ),
+    ],
+)
+def test_why_a_container_ended(state: ContainerState, log: str, words: str) -> None:
+    assert words in why_ended(state, log)[0]
+
+
+def test_a_logs_end_is_shown() -> None:
+    text = shown_log("\n".join(f"line {number}" for number in range(100)) + "\n" + "x" * 1000)
+    assert "line 98" in text
+    assert "line 12\n" not in text
+    assert max(map(len, text.splitlines())) < 320
+    assert "is empty" in shown_log("\n\n")
+
+
+# --- device, metrics, verdicts -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "engine_has_gpu", "gpu"),
+    [
+        ("cuda", True, True),
+        ("any", True, True),
+        ("cpu", True, False),
+        ("any", False, False),
+        ("cpu", False, False),
+    ],
+)
+def test_which_device_is_used(device: str, engine_has_gpu: bool, gpu: bool) -> None:
+    assert wants_gpu(model(device), engine_has_gpu) is gpu
+
+
+def test_a_model_that_needs_a_gpu_is_not_tried_without() -> None:
+    with pytest.raises(GpuUnavailable, match=r"(?s)m 1\.0\.0.*DOCKER_HOST.*device: any"):
+        wants_gpu(model("cuda"), False)
+
+
+def test_metrics_are_read() -> None:
+    samples = parse_metrics(METRICS)
+    assert total(samples, "modelbake_load_seconds") == 1.25
+    assert total(samples, "modelbake_gpu_memory_peak_bytes") == 3e9
+    assert total(samples, "nan_metric") is None
+    assert total(samples, "absent") is None
+    assert label_of(samples, "modelbake_info", "device") == "cpu"
+    assert label_of(samples, "modelbake_info", "model") == 'a"b, c}d'
+    assert Sample("modelbake_requests_total", 3.0, {"route": "/x", "status": "200"}) in samples
+
+
+@pytest.mark.parametrize("text", ["", "x" * 1000, "{}", 'a{b="' * 500, "\x00\n1 2 3"])
+def test_nonsense_has_no_metrics(text: str) -> None:
+    assert parse_metrics(text) == []
+
+
+def test_percentiles_are_measured_values() -> None:
+    values = [float(number) for number in range(20, 0, -1)]
+    assert percentile(values, 50) == 10
+    assert percentile(values, 95) == 19
+    assert percentile(values, 100) == 20
+    assert percentile([7.0], 50) == percentile([7.0], 95) == 7.0
+
+
+def test_throughput_is_answers_in_sequence_a_second() -> None:
+    latency, throughput = summarize([0.1, 0.1, 0.2, 0.1], 0.5)
+    assert throughput == 8.0
+    assert latency is not None
+    assert (latency.p50, latency.p95, latency.max) == (0.1, 0.2, 0.2)
+    assert summarize([], 1.0) == (None, None)
+
+
+def probed(metrics: str | None = METRICS, driver: Driver | None = None) -> Probed:
+    repeat = Repeat(seconds=(0.1, 0.2), wall=0.4, errors=0)
+    return Probed(responses=(), repeat=repeat, metrics=metrics, driver=driver)
+
+
+def test_a_gpu_that_is_not_used_fails_the_run() -> None:
+    assert judge_device(probed()).problems == ("the server's device: expected cuda, got cpu",)
+    assert judge_device(probed('modelbake_info{device="cuda:0"} 1')).problems == ()
+    assert judge_device(probed(None)).problems == ()
+
+
+def test_the_report_of_a_gpu_run() -> None:
+    run = Run([judged("ready", 200, 200, 1.0)], 1.0, probed(driver=Driver(gpu="H200", memory_used_bytes=7)))
+    report = report_of(run, gpu=True)
+    assert (report["device"], report["gpu"]) == ("cuda:H200", True)
+    assert report["gpu_memory"] == {"torch_peak_bytes": 3_000_000_000, "driver_bytes": 7}
+    assert report["throughput_per_second"] == 5.0
+
+
+def test_what_is_not_known_is_null() -> None:
+    run = Run([judged("ready", 200, 200, 1.0)], 1.0, probed(metrics=None))
+    report = report_of(run, gpu=True)
+    assert report["device"] == "cuda:unknown"
+    assert report["gpu_memory"] == {"torch_peak_bytes": None, "driver_bytes": None}
+    assert report["load_seconds"] is None
+
+
+def test_a_response_without_an_answer_fails_its_check() -> None:
+    verdict = judge_check(echo(), Response(status=0, body="", seconds=60.0, error="TimeoutError: too long"))
+    assert verdict.report.passed is False
+    assert "TimeoutError" in verdict.problems[0]
+    assert judge_repeats(Repeat(seconds=(), wall=1.0, errors=3)).problems == (
+        "good answers: expected 3, got 0",
+    )
+    json.dumps(verdict.report.model_dump(mode="json"))
