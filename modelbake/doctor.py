@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from modelbake import engine as engines
-from modelbake.credentials import Redactor, hub_token
+from modelbake.config import ModelSpec
+from modelbake.credentials import Redactor, Secret, hub_token
 from modelbake.dockerconfig import RegistryAuth
 from modelbake.engine import Engine
 from modelbake.errors import GpuUnavailable, ModelbakeError
 from modelbake.registry import Registry
+from modelbake.sources import source_for
 from modelbake.workspace import Workspace
 
 State = Literal["ok", "note", "mend"]
@@ -66,8 +69,9 @@ def examine(workspace: Workspace, redactor: Redactor) -> list[Finding]:
     token = hub_token()
     if token:
         redactor.add(token)
-    for hub in dict.fromkeys(spec.hub for spec in config.models.values()):
-        look("hub", lambda hub=hub: _hub(hub))  # type: ignore[misc]
+    # One model of each hub stands for all: `lock --check` asks for every one of them.
+    for spec in {spec.hub: spec for spec in config.models.values()}.values():
+        look("hub", partial(_hub, spec, token))
     look("registry", lambda: _registry(config.registry))
     return findings
 
@@ -105,14 +109,11 @@ def _disk(engine: Engine) -> Finding:
     return Finding("disk", "ok", text)
 
 
-def _hub(hub: str) -> Finding:
-    from modelbake.sources.hub import who_is
-
-    token = hub_token()
-    if token is None:
-        remedy = "set HF_TOKEN or HF_TOKEN_PATH, or run `hf auth login`"
-        return Finding("hub", "note", f"{hub}: no token; only public repositories can be read", remedy)
-    return Finding("hub", "ok", f"{hub}: the token is {who_is(hub, token)}'s")
+def _hub(spec: ModelSpec, token: Secret | None) -> Finding:
+    """Ask for one model's commit: it takes a hub that answers, and a token that opens that repository."""
+    source_for(spec.source, token).head(spec)
+    how = "with the token" if token else "without a token"
+    return Finding("hub", "ok", f"{spec.hub} shows {spec.source} {how}")
 
 
 def _registry(registry: str) -> Finding:

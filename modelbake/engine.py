@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -79,6 +80,18 @@ class LocalImage:
     created: str
 
 
+class _Client(docker.APIClient):
+    """The SDK's client, with the engine's own CA certificate where one was given.
+
+    `requests` prefers REQUESTS_CA_BUNDLE, which companies set for the web, to what a client asks for.
+    """
+
+    def merge_environment_settings(self, *settings: Any, **named: Any) -> Any:
+        """See requests.Session; its parameters are url, proxies, stream, verify, cert."""
+        merged = super().merge_environment_settings(*settings, **named)
+        return {**merged, "verify": self.verify} if isinstance(self.verify, str) else merged
+
+
 def connect(host: str | None = None) -> Engine:
     """Find the engine as the docker program does, and make sure that it answers.
 
@@ -92,7 +105,7 @@ def connect(host: str | None = None) -> Engine:
     address, tls = _address(host)
     try:
         _probe(address)
-        api = docker.APIClient(base_url=address, tls=tls or False, version="auto")
+        api = _Client(base_url=address, tls=tls or False, version="auto")
     except FOREIGN as error:
         failure = translate(error, address)
         if isinstance(failure, EngineTooOld):
@@ -277,6 +290,8 @@ def _why(error: BaseException) -> str:
 def _hint(error: BaseException) -> str:
     if isinstance(_root(error), PermissionError):
         return "add the user to the group `docker`, or point DOCKER_HOST at an engine of its own"
+    if isinstance(_root(error), ssl.SSLError):
+        return "check the engine's certificate and the files in DOCKER_CERT_PATH"
     return START_AN_ENGINE
 
 

@@ -5,6 +5,7 @@ A misspelt function would otherwise be found only when the image has been built 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -25,7 +26,12 @@ def why_not(text: str) -> str:
     from jmespath.functions import Functions
 
     try:
-        parsed = jmespath.compile(text).parsed
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PendingDeprecationWarning)
+            parsed = jmespath.compile(text).parsed
+    except PendingDeprecationWarning:
+        # jmespath still guesses what such a literal means.
+        return f"not a JMESPath expression: what stands between backticks is not JSON in {quoted(text)}"
     except ArityError as error:
         return f"not a JMESPath expression: {error}"
     except ParseError as error:

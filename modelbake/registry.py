@@ -11,7 +11,8 @@ import re
 
 from modelbake.errors import ReadBackMismatch, RegistryError
 from modelbake.manifest import MEDIA_TYPES, Manifest
-from modelbake.registryhttp import RegistryConnection, Reply, document_of, said
+from modelbake.registryhttp import RegistryConnection
+from modelbake.registryreply import Reply, document_of, said
 
 _MOST_PAGES = 1000
 

@@ -10,18 +10,15 @@ Sources: https://distribution.github.io/distribution/spec/auth/ (token, oauth2),
 from __future__ import annotations
 
 import base64
-import email.utils
 import ipaddress
-import json
 import os
 import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx2
 
@@ -33,6 +30,7 @@ from modelbake.errors import (
     RegistryUnavailable,
     UsageError,
 )
+from modelbake.registryreply import Reply, document_of, parse_challenges, retry_after, said
 
 _HUB_HOST = "registry-1.docker.io"  # where docker.io's API answers
 _FIRST_WAIT = 0.5  # seconds before the second attempt, doubled before each further one
@@ -48,15 +46,6 @@ _LOGIN_HINT = (
 FOREIGN = (httpx2.HTTPError, httpx2.InvalidURL, httpx2.CookieConflict, httpx2.StreamError)
 
 
-@dataclass(frozen=True)
-class Reply:
-    """One finished HTTP reply."""
-
-    status: int
-    headers: httpx2.Headers
-    body: bytes
-
-
 def is_loopback(host: str) -> bool:
     """Tell whether `host[:port]` is this machine, to which Docker and we speak plain HTTP."""
     name = re.sub(r":[0-9]+$", "", host) if not host.endswith("]") else host
@@ -66,27 +55,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def parse_challenges(header: str) -> dict[str, dict[str, str]]:
-    """Parse `WWW-Authenticate` into `{scheme in lower case: parameters}`, as far as it makes sense."""
-    found: dict[str, dict[str, str]] = {}
-    scheme: str | None = None
-    word_of = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # RFC 9110 calls it a token
-    pattern = re.compile(
-        rf'\s*,?\s*(?:({word_of})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({word_of}))|({word_of})(?=\s|,|$))', re.ASCII
-    )
-    position = 0
-    while match := pattern.match(header, position):
-        position = match.end()
-        name, quoted, plain, word = match.groups()
-        if word is not None:
-            scheme = word.lower()
-            found.setdefault(scheme, {})
-        elif scheme is not None:
-            value = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain
-            found[scheme].setdefault(name.lower(), value)
-    return found
 
 
 class RegistryConnection:
@@ -291,7 +259,7 @@ class RegistryConnection:
                     subject=_place(url),
                     hint="try again later",
                 )
-                delay = max(delay, _retry_after(reply))
+                delay = max(delay, retry_after(reply))
             if attempt == self._attempts or delay > _LONGEST_WAIT:
                 raise failure
             self._sleep(delay)
@@ -357,36 +325,3 @@ def _untrusted(error: BaseException | None) -> bool:
 def _place(url: httpx2.URL) -> str:
     """Return where a URL leads, without its path and query: a presigned query is a secret."""
     return f"{url.scheme}://{url.netloc.decode()}"
-
-
-def document_of(body: bytes) -> dict[str, Any]:
-    """Return the JSON object that a body is, empty where it is none."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def said(reply: Reply) -> str:
-    """Return the status and the first error a registry's reply names, in one short printable line."""
-    errors = document_of(reply.body).get("errors")
-    first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
-    words = " ".join(str(first[key]) for key in ("code", "message") if first.get(key))
-    words = re.sub(r"[^\x20-\x7e]+", " ", words)[:200]
-    return f"HTTP {reply.status} {words}".rstrip()
-
-
-def _retry_after(reply: Reply) -> float:
-    """Return the seconds a reply asks to wait, 0 where it says nothing usable."""
-    value = reply.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}", value):
-        return float(value)
-    try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    try:
-        return max(0.0, moment.timestamp() - time.time())
-    except (OverflowError, OSError):
-        return 0.0

@@ -2,8 +2,9 @@
 
     python install.py VENV REQUIREMENTS
 
-pip works from a second, temporary environment, so that VENV holds neither pip nor setuptools unless they are
-required. Only wheels, only with the hashes of REQUIREMENTS. A file without requirements gives a bare VENV.
+pip works from outside: this Python's own, or one in a temporary environment. So VENV holds neither pip nor
+setuptools, unless they are required. Only wheels, only with the hashes of REQUIREMENTS. A file without
+requirements gives a bare VENV.
 
 Byte code is compiled, as a container with a read-only root could never keep what it compiles, and would
 do it at every start. It is of the kind "unchecked-hash": the usual one holds its source's time stamp, and all
@@ -25,13 +26,15 @@ stdout: {"event": "progress", "message"}. stderr, on failure, as the last line: 
     32  the index cannot be reached                130  interrupted
     33  the index's TLS certificate is not trusted
 
-It needs Python 3.11 with venv and ensurepip, and only its standard library.
+It needs Python 3.11 with venv, with pip or ensurepip, and its standard library.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -128,9 +131,9 @@ def install(venv: Path, requirements: Path, secrets: Path) -> None:
     _make_venv(venv, pip=False)
     if any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
         with tempfile.TemporaryDirectory(prefix="modelbake-") as scratch:
-            tool = Path(scratch) / "pip"
-            _make_venv(tool, pip=True)
-            _run_pip(tool, venv, requirements, _pip_environment(Path(scratch), tool, secrets))
+            python = _find_pip(Path(scratch) / "pip")
+            environment = _pip_environment(Path(scratch), python, secrets)
+            _run_pip(python, venv, requirements, environment, Path(scratch) / "pip.log")
     _compile(venv)
     clamp_times(venv, int(os.environ.get("SOURCE_DATE_EPOCH") or 0))
 
@@ -185,7 +188,15 @@ def _make_venv(path: Path, *, pip: bool) -> None:
     )
 
 
-def _pip_environment(scratch: Path, tool: Path, secrets: Path) -> dict[str, str]:
+def _find_pip(spare: Path) -> Path:
+    """Return a Python that has pip: this one, or one of an environment made at `spare`."""
+    if importlib.util.find_spec("pip") is not None:
+        return Path(sys.executable)
+    _make_venv(spare, pip=True)
+    return spare / "bin/python"
+
+
+def _pip_environment(scratch: Path, python: Path, secrets: Path) -> dict[str, str]:
     """Return all that pip gets to see of the environment, and the secrets."""
     environment = {
         name: value for name, value in os.environ.items() if name in _INHERITED or name.lower() in _PROXIES
@@ -204,14 +215,14 @@ def _pip_environment(scratch: Path, tool: Path, secrets: Path) -> dict[str, str]
         combined = scratch / "ca.pem"
         system = ssl.get_default_verify_paths().cafile
         # pip's own list is where the public index's authorities are, if the system has none.
-        known = [Path(system)] if system else list(tool.glob("lib/python*/site-packages/**/cacert.pem"))
+        known = [Path(system)] if system else list(python.parent.parent.glob("lib/python*/**/cacert.pem"))
         combined.write_bytes(b"\n".join(path.read_bytes() for path in [*known, ca]))
         environment |= {"PIP_CERT": str(combined), "SSL_CERT_FILE": str(combined)}
     return environment
 
 
-def _run_pip(tool: Path, venv: Path, requirements: Path, environment: dict[str, str]) -> None:
-    command = [str(tool / "bin/python"), "-m", "pip", "--python", str(venv / "bin/python"), "install"]
+def _run_pip(python: Path, venv: Path, requirements: Path, environment: dict[str, str], log: Path) -> None:
+    command = [str(python), "-m", "pip", "--python", str(venv / "bin/python"), "install", "--log", str(log)]
     command += ["--require-hashes", "--only-binary", ":all:", "--no-cache-dir", "--no-compile"]
     command += ["--no-warn-script-location", "--progress-bar", "off", "--requirement", str(requirements)]
     output: list[str] = []
@@ -236,6 +247,9 @@ def _run_pip(tool: Path, venv: Path, requirements: Path, environment: dict[str, 
             pip.kill()
             raise
     if pip.returncode:
+        # Why an index page could not be read, pip tells only its log.
+        with contextlib.suppress(OSError), log.open(encoding="utf-8", errors="replace") as lines:
+            output += [line.rstrip() for line in lines if "Could not fetch URL" in line][-_SHOWN_LINES:]
         raise diagnose("\n".join(output))
 
 

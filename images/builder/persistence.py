@@ -80,6 +80,10 @@ class Persistence:
             self.attempts += 1
             self._failures = self._reached = 0
 
+    def is_over(self) -> bool:
+        """Whether `check` would raise."""
+        return self._stop.is_set() or time.monotonic() > self._deadline
+
     def check(self) -> None:
         """Raise FetchError if the run has been given up, or this file takes too long."""
         if self._stop.is_set():

@@ -68,7 +68,6 @@ class Transfer:
         self._events = events
         self._limits = limits
         self._ca = ca
-        self._stop = stop
         self._lock = threading.Lock()
         self._persistence = Persistence(entry.size, limits, stop)
         self._location: Location | None = None
@@ -166,7 +165,7 @@ class Transfer:
                 self.entry.size,
                 ca=self._ca,
                 stall=self._limits.stall,
-                stopped=self._stop.is_set,
+                stopped=self._persistence.is_over,
                 on_bytes=received,
             )
         except AccelerationFailed as failure:

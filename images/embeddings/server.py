@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
+import re
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -50,6 +52,31 @@ class Answer:
     tokens: int
 
 
+class LoadReport(logging.Handler):
+    """What transformers misses among the weights: it fills that with random numbers, and only logs it.
+
+    sentence-transformers hands on no report but this one; a test keeps its form in sight.
+    """
+
+    LINE = re.compile(r"^(?P<name>\S.*?) *\| MISSING", re.MULTILINE)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.missing: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look for missing weights in one record."""
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())
+        self.missing.extend(line["name"] for line in self.LINE.finditer(plain))
+
+    def __enter__(self) -> LoadReport:
+        logging.getLogger("transformers").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("transformers").removeHandler(self)
+
+
 class Embeddings:
     """The model, and the queue before it."""
 
@@ -74,14 +101,20 @@ class Embeddings:
 
         serving.tame_transformers()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = SentenceTransformer(
-            str(self.settings.weights),
-            device=device,
-            local_files_only=True,
-            trust_remote_code=False,
-            # Half precision is slow on CPUs, and "auto" is what the model was saved in.
-            model_kwargs={"use_safetensors": True, "dtype": "auto" if device == "cuda" else torch.float32},
-        )
+        # Half precision is slow on CPUs, and "auto" is what the model was saved in.
+        dtype = "auto" if device == "cuda" else torch.float32
+        with LoadReport() as report:
+            self.model = SentenceTransformer(
+                str(self.settings.weights),
+                device=device,
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True, "dtype": dtype},
+            )
+        # A pooler is BERT's, for another task than embedding; many models come without it.
+        lacking = [name for name in report.missing if not name.startswith("pooler.")]
+        if lacking:
+            raise LoadError(f"the weights lack parts of the model: {', '.join(lacking)}"[:1000])
         return {
             "device": device,
             "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
@@ -135,9 +168,7 @@ class Embeddings:
         if not isinstance(values, list) or not values:
             raise ApiError(400, "input has to be a string or a list of strings, not empty", param="input")
         if any(isinstance(entry, int | list) for entry in values):
-            words = (
-                "input has to be text: this model has its own tokenizer, and no use for another one's tokens"
-            )
+            words = "input has to be text: the model has a tokenizer of its own, and takes no tokens"
             raise ApiError(400, words, param="input", code="tokens_not_supported")
         if len(values) > self.max_inputs:
             words = f"input has {len(values)} texts; at most {self.max_inputs} are possible at a time"

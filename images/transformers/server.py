@@ -191,9 +191,13 @@ class Chat:
         self.prompt_tokenizer = copy.deepcopy(self.tokenizer)
         # Half precision is slow on CPUs, and "auto" is what the model was saved in.
         dtype = "auto" if device == "cuda" else torch.float32
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(weights), dtype=dtype, use_safetensors=True, **local
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(weights), dtype=dtype, use_safetensors=True, output_loading_info=True, **local
         )
+        model, report = loaded
+        if report["missing_keys"]:  # transformers would fill them with random numbers.
+            words = ", ".join(sorted(report["missing_keys"]))
+            raise LoadError(f"the weights lack parts of the model: {words}"[:1000])
         self.model = model.to(device).eval()
         self.context = int(self.model.config.get_text_config().max_position_embeddings)
         return {
@@ -271,7 +275,11 @@ class Chat:
 
         try:
             encoded = self.prompt_tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+                messages,
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
+                tokenizer_kwargs={"verbose": False},
             )
         except jinja2.TemplateError as error:
             words = f"the model's chat template refuses these messages: {error.message}"
@@ -384,10 +392,10 @@ class Chat:
         config.max_length = None
         config.max_new_tokens = task.max_tokens
         if task.temperature is not None or task.top_p is not None:
-            config.do_sample = task.temperature != 0
+            # Less than that is the greedy answer to all digits; dividing by it would only overflow.
+            config.do_sample = task.temperature is None or task.temperature > 1e-6
             config.top_k = 0
-            # Below that, dividing by it overflows; the answer is the greedy one anyway.
-            config.temperature = 1.0 if task.temperature is None else max(task.temperature, 0.01)
+            config.temperature = 1.0 if task.temperature is None else task.temperature
             config.top_p = 1.0 if task.top_p is None else task.top_p
         if not config.do_sample:
             config.temperature = config.top_p = config.top_k = None

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING
 
 from modelbake.buildkit.failure import Unsuitable, build_error
 from modelbake.buildkit.progress import BuildEvent, Trace
-from modelbake.buildkit.status import status_from_json
+from modelbake.buildkit.status import StatusUpdate, status_from_json
 from modelbake.buildkit.wire import WireError
 from modelbake.credentials import Redactor, Secret
 from modelbake.errors import EngineError, UsageError
@@ -49,6 +49,7 @@ _IMAGE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _LONGEST_DOCKERFILE = 1 << 20
+_LONGEST_DOCUMENT = 16 << 20
 
 
 class BuildxBuilder:
@@ -130,22 +131,23 @@ class _Buildx:
             start_new_session=True,  # Ctrl-C reaches us alone; we then end it in order
         )
         feeder = threading.Thread(target=self._feed, args=(process.stdin,), name="modelbake-context")
-        said: list[str] = []
+        progress = _Progress()
         with process:
             feeder.start()
             try:
                 assert process.stderr is not None
                 for line in process.stderr:
-                    for event in _read(line, trace, said):
-                        on_event(event)
+                    if update := progress.read(line):
+                        for event in trace.update(update):
+                            on_event(event)
                 code = process.wait()
             except BaseException:
                 _end(process)
                 raise
             finally:
                 feeder.join()
-        errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
-        return code, "\n".join(errors or said)
+        errors = [line.removeprefix("ERROR: ") for line in progress.said if line.startswith("ERROR: ")]
+        return code, "\n".join(errors or progress.said)
 
     def _feed(self, stdin: IO[bytes]) -> None:
         # Buildx that fails early closes its end; its own words on stderr are the error then.
@@ -180,16 +182,25 @@ def find_buildx() -> str:
     return found
 
 
-def _read(line: bytes, trace: Trace, said: list[str]) -> Iterator[BuildEvent]:
-    """Turn one line of buildx's into events; what is not progress is kept in `said`."""
-    try:
-        document = json.loads(line)
-        update = status_from_json(document)
-    except (ValueError, WireError):
-        if text := line.decode(errors="replace").rstrip():
-            said.append(text)
-        return
-    yield from trace.update(update)
+class _Progress:
+    """Reads what buildx writes: JSON documents, one a line or (before 0.14) indented, and plain lines."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []  # the plain lines
+        self._open = b""
+
+    def read(self, line: bytes) -> StatusUpdate | None:
+        """Take one line; return the document that it ends."""
+        self._open += line
+        try:
+            update = status_from_json(json.loads(self._open))
+        except (ValueError, WireError):
+            if self._open.startswith(b"{") and line.rstrip() != b"}" and len(self._open) < _LONGEST_DOCUMENT:
+                return None
+            self.said += self._open.decode(errors="replace").rstrip().splitlines()
+            update = None
+        self._open = b""
+        return update
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -214,7 +225,7 @@ def _private_folder() -> Iterator[Path]:
     """A folder of our own (0700), in memory where the system has such a place; removed in every case."""
     memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes an own folder in it
     with tempfile.TemporaryDirectory(
-        prefix="modelbake-", dir=memory if os.access(memory, os.W_OK) else None
+        prefix="modelbake-buildx-", dir=memory if os.access(memory, os.W_OK) else None
     ) as name:
         yield Path(name)
 

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 
 _GET_SECRET = "/moby.buildkit.secrets.v1.Secrets/GetSecret"  # noqa: S105 - a method's name
 _CREDENTIALS = "/moby.filesync.v1.Auth/Credentials"
+# With these BuildKit asks for tokens in place of a password. They are not served: it then asks for
+# Credentials and fetches the token itself. But they are answered by us: grpclib's own answer to an unknown
+# method lacks the content type, without which BuildKit's client does not see the UNIMPLEMENTED in it.
+_ABSENT = tuple(
+    f"/moby.filesync.v1.Auth/{name}" for name in ("FetchToken", "GetTokenAuthority", "VerifyTokenAuthority")
+)
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVING = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus
 
@@ -120,10 +126,11 @@ class Session:
                 self._response = None
 
     def _methods(self) -> dict[str, _Method]:
-        methods: dict[str, _Method] = {_GET_SECRET: self._get_secret, _HEALTH: self._check_health}
-        # Auth's other methods let BuildKit ask us for tokens in place of a password. They are absent; it
-        # then asks for Credentials and fetches the token itself, with a password for this registry only.
-        return methods | {_CREDENTIALS: self._credentials} if self._registries is not None else methods
+        return {
+            _GET_SECRET: self._get_secret,
+            _HEALTH: self._check_health,
+            _CREDENTIALS: self._credentials,
+        }
 
     async def _get_secret(self, request: bytes) -> bytes:
         name = _only_text(request)
@@ -139,7 +146,8 @@ class Session:
     async def _credentials(self, request: bytes) -> bytes:
         host = _only_text(request)
         self.asked.append(host)
-        assert self._registries is not None
+        if self._registries is None:
+            return b""
         try:
             # A credential helper is a program that may ask a server: health checks must go on meanwhile.
             found = await asyncio.to_thread(
@@ -169,7 +177,7 @@ class Session:
         server = grpclib.server.Server([_Service(methods)], codec=_Bytes())
         folder = tempfile.gettempdir()
         with tempfile.TemporaryDirectory(
-            prefix="modelbake-",
+            prefix="modelbake-session-",
             dir=folder if len(folder) < _LONGEST_UNIX_PATH else "/tmp",  # noqa: S108
         ) as private:
             path = str(Path(private) / "s")
@@ -260,8 +268,12 @@ class _Service:
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         return {
             path: grpclib.const.Handler(_unary(method), grpclib.const.Cardinality.UNARY_UNARY, bytes, bytes)
-            for path, method in self._methods.items()
+            for path, method in {**dict.fromkeys(_ABSENT, _absent), **self._methods}.items()
         }
+
+
+async def _absent(request: bytes) -> bytes:
+    raise GRPCError(grpclib.const.Status.UNIMPLEMENTED, "not served")
 
 
 def _unary(method: _Method) -> Callable[[Any], Awaitable[None]]:

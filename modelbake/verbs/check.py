@@ -22,11 +22,10 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print one line a model: name, version, source, runtime, device."""
     config = workspace.config
     if args.schema:
-        from modelbake.config import json_schema
-        from modelbake.plan import encode_json
+        from modelbake.config import schema_text
 
         try:
-            args.schema.write_bytes(encode_json(json_schema()))
+            args.schema.write_text(schema_text(), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write ({error.strerror})", subject=str(args.schema)) from error
     if args.json:

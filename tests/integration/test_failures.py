@@ -12,6 +12,7 @@ import pytest
 from modelbake import errors
 from tests.integration.world import Ran, World
 from tests.servers.hub import Fault
+from tests.servers.hub_faults import Kind
 
 pytestmark = pytest.mark.engine
 
@@ -50,16 +51,18 @@ def test_no_token(locked: World) -> None:
     assert locked.tags() == []
 
 
-@pytest.mark.parametrize("kind", ["corrupt", "truncate", "extra"])
-def test_wrong_bytes(locked: World, kind: str) -> None:
+WRONG: list[tuple[Kind, type[errors.ModelbakeError], str]] = [
+    ("corrupt", errors.WrongBytes, "sha256"),
+    ("extra", errors.WrongBytes, "bytes"),
+    ("short", errors.WrongBytes, "bytes"),
+    ("truncate", errors.SourceUnavailable, "bytes"),
+]
+
+
+@pytest.mark.parametrize(("kind", "expected", "word"), WRONG)
+def test_wrong_bytes(locked: World, kind: Kind, expected: type[errors.ModelbakeError], word: str) -> None:
     locked.hub.faults.add(Fault(kind, "model.safetensors", host="cdn"))
-    ran = locked.build_py("build", "tiny")
-    expected = errors.WrongBytes if kind != "truncate" else errors.ModelbakeError
-    if kind == "truncate":
-        assert ran.code in {errors.WrongBytes.exit_code, errors.SourceUnavailable.exit_code}, ran.err
-        assert "model.safetensors" in ran.err
-    else:
-        _failed(ran, expected, "model.safetensors", "sha256" if kind == "corrupt" else "bytes")
+    _failed(locked.build_py("build", "tiny"), expected, "model.safetensors", word)
     assert locked.build_py("smoke", "tiny").code == errors.ImageNotFound.exit_code
     assert locked.build_py("push", "tiny").code == errors.ImageNotFound.exit_code
     assert locked.tags() == []

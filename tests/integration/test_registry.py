@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import uuid
 from collections.abc import Iterator
@@ -46,6 +47,13 @@ class Repository:
         assert done.status_code == 201, done.text
         return digest
 
+    def remove(self) -> None:
+        """Delete every manifest that a tag names."""
+        with Registry(self.host, self.credentials) as registry:
+            for tag in registry.tags(self.name):
+                if found := registry.manifest(self.name, tag):
+                    self.http.delete(f"manifests/{found.digest}")
+
     def manifest(self, marker: str) -> Manifest:
         """Return a manifest whose blobs are there."""
         config = json.dumps({"marker": marker}).encode()
@@ -78,6 +86,7 @@ def repository(registry: TestRegistry, credentials: RegistryCredentials) -> Iter
     made = Repository(registry.host, credentials, f"test/client-{uuid.uuid4().hex[:12]}")
     with made.http:
         yield made
+        made.remove()
 
 
 @pytest.fixture
@@ -139,23 +148,28 @@ def test_a_registry_behind_a_broken_line(
     registry: TestRegistry, credentials: RegistryCredentials, repository: Repository
 ) -> None:
     manifest = repository.manifest("a")
-    with RegistryProxy(registry.host) as proxy:
-        with Registry(proxy.address, credentials, sleep=lambda seconds: None) as client:
-            for action in (500, 429, "reset", "garbage", "truncate"):
-                fault = proxy.fail(".*", r"/manifests/", action)
-                client.put_manifest(repository.name, "1.0.0", manifest)
-                assert client.manifest(repository.name, "1.0.0") == manifest
-                assert fault.fired == 1, action
-        with Registry("127.0.0.1:1", credentials, sleep=lambda seconds: None) as client:
-            with pytest.raises(RegistryUnavailable):
-                client.manifest(repository.name, "1.0.0")
+    with (
+        RegistryProxy(registry.host) as proxy,
+        Registry(proxy.address, credentials, sleep=lambda seconds: None) as client,
+    ):
+        for action in (500, 429, "reset", "garbage", "truncate"):
+            fault = proxy.fail(".*", r"/manifests/", action)
+            client.put_manifest(repository.name, "1.0.0", manifest)
+            assert client.manifest(repository.name, "1.0.0") == manifest
+            assert fault.fired == 1, action
+
+
+def test_a_registry_that_is_down(credentials: RegistryCredentials) -> None:
+    with (
+        Registry("127.0.0.1:1", credentials, sleep=lambda seconds: None) as client,
+        pytest.raises(RegistryUnavailable, match="is it up"),
+    ):
+        client.ping()
 
 
 def test_credentials_of_a_docker_config(
     registry: TestRegistry, credentials: RegistryCredentials, tmp_path: Path
 ) -> None:
-    import base64
-
     pair = f"{registry.user}:{registry.password.reveal()}".encode()
     document = {"auths": {registry.host: {"auth": base64.b64encode(pair).decode()}}}
     (tmp_path / "config.json").write_text(json.dumps(document))

@@ -132,11 +132,20 @@ class RegistryProxy:
 def _handler(proxy: RegistryProxy) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        raw_requestline: bytes
         # Two small writes, headers and body, must not wait for each other's acknowledgement.
         disable_nagle_algorithm = True
 
         def log_message(self, format: str, *args: object) -> None:
             pass
+
+        def parse_request(self) -> bool:
+            # An engine tries TLS first, and takes what follows for "this registry speaks plain HTTP".
+            if self.raw_requestline.startswith(b"\x16"):
+                self.connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+                self.close_connection = True
+                return False
+            return super().parse_request()
 
         def _handle(self) -> None:
             body = self._read_body()

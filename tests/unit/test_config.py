@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -418,6 +418,11 @@ WRONG_CHECKS = [
         '{get: /a, expect: {"a]b": 1}}',
         'checks[0].expect."a]b": not a JMESPath expression: "]" is unexpected at character 2 of "a]b"',
     ),
+    (
+        '{get: /a, expect: {"a == `b`": true}}',
+        'checks[0].expect."a == `b`": not a JMESPath expression: what stands between backticks is not JSON'
+        ' in "a == `b`"',
+    ),
     ("{get: /a, expect: {'': 1}}", 'checks[0].expect."": expected a JMESPath expression, got ""'),
     (
         "{get: /a, expect: {lenght(a): 1}}",
@@ -627,6 +632,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("key", FIELDS)
+@settings(deadline=None)  # a busy machine is not a defect
 @given(
     text=st.text(st.characters(codec="utf-8", max_codepoint=0xFFFF))
     | st.from_regex(r"[a-z:/.@0-9${}\n-]{0,40}")
@@ -659,6 +665,7 @@ values = st.recursive(
 KEYS = ["version", "source", "include", "env", "labels", "smoke", "device", "base", "revision", "unheard-of"]
 
 
+@settings(deadline=None)  # a busy machine is not a defect
 @given(
     keys=st.dictionaries(st.sampled_from(KEYS), values),
     defaults=values,

@@ -34,7 +34,8 @@ from modelbake.errors import (
 )
 from modelbake.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
 from modelbake.registry import Registry
-from modelbake.registryhttp import is_loopback, parse_challenges
+from modelbake.registryhttp import is_loopback
+from modelbake.registryreply import parse_challenges
 
 PASSWORD = "correct-horse-battery"
 ME = RegistryCredentials("me", Secret(PASSWORD))

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -250,6 +250,7 @@ def test_the_runtimes_of_this_repository_serve_the_example() -> None:
     check_runtimes(load_config(ROOT / "models.yaml"), images)
 
 
+@settings(deadline=None)  # a busy machine is not a defect
 @given(
     st.dictionaries(
         st.sampled_from(sorted(GOOD)) | st.text(max_size=5),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelbake import yamlfile
@@ -268,6 +268,7 @@ def _joined(found: re.Match[str]) -> str:
 
 
 class TestAnything:
+    @settings(deadline=None)  # a busy machine is not a defect
     @given(json_values)
     def test_json_is_read_as_what_it_is(self, value: Any) -> None:
         escaped = json.dumps({"key": value})
@@ -275,6 +276,7 @@ class TestAnything:
         document = re.sub(r"(?<!\\)((?:\\\\)*)(\\ud[89ab]..\\ud[c-f]..)", _joined, escaped)
         assert parsed(document).data == {"key": value}
 
+    @settings(deadline=None)  # a busy machine is not a defect
     @given(st.text(alphabet="ab: -[]{}&*!|>'\"%@`#?,\n\t1.0~<=\\", max_size=60) | st.text(max_size=40))
     def test_any_text_is_data_or_a_config_error(self, text: str) -> None:
         try:
@@ -286,6 +288,7 @@ class TestAnything:
         else:
             json.dumps(file.data, allow_nan=False).encode()
 
+    @settings(deadline=None)  # a busy machine is not a defect
     @given(st.binary(max_size=60))
     def test_any_bytes_are_data_or_a_config_error(self, content: bytes) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib
 import importlib.util
 import json
 import os
@@ -117,14 +118,13 @@ class ModelServer:
 
     def metrics(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
         """The samples of /metrics by name and labels, parsed as Prometheus would."""
-        from prometheus_client.parser import text_string_to_metric_families
-
+        parser: Any = importlib.import_module("prometheus_client.parser")
         reply = self.request("GET", "/metrics")
         assert reply.status == 200
         assert reply.headers["content-type"].startswith("text/plain")
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(reply.text)
+            for family in parser.text_string_to_metric_families(reply.text)
             for sample in family.samples
         }
 

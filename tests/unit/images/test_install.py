@@ -34,7 +34,7 @@ def make_wheel(name: str, version: str, requires: str = "") -> bytes:
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     files = {
-        f"{name}/__init__.py": f"COLOURS = {{'red', 'green', 'blue', {name!r}}}\n\ndef main():\n    print(1)\n",
+        f"{name}/__init__.py": f"C = {{'red', 'green', 'blue', {name!r}}}\n\ndef main():\n    print(1)\n",
         f"{name}/template.py": "def {{ name }}():\n",
         f"{info}/METADATA": metadata + (f"Requires-Dist: {requires}\n" if requires else ""),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
@@ -143,6 +143,7 @@ class Bench:
         self.secrets = self.folder / "secrets"
         self.secrets.mkdir()
         self.requirements.write_text(PINNED)
+        self.python = sys.executable
 
     def secret(self, name: str, text: str) -> None:
         (self.secrets / name).write_text(text)
@@ -264,6 +265,14 @@ def test_a_pip_configuration(bench: Bench, index: Index) -> None:
     assert bench.say() == "1\n"
 
 
+def test_a_python_without_pip(ready: Bench, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    ready.python = str(tmp_path / "bare" / "bin" / "python")
+    code, _, text = ready.run()
+    assert code == 0, text
+    assert ready.say() == "1\n"
+
+
 def test_garbled_bytes(ready: Bench, index: Index) -> None:
     index.spoilt.add("beta-2.0-py3-none-any.whl")
     code, event, _ = ready.run()
@@ -311,7 +320,6 @@ def test_no_password(ready: Bench, index: Index) -> None:
 
 
 def test_an_index_that_cannot_be_reached(ready: Bench) -> None:
-    ready.environment["PIP_RETRIES"] = "0"
     ready.secret("index_url", f"http://{USER}:{PASSWORD}@127.0.0.1:9/secret-path/simple")
     ready.secret("pip_config", "[global]\nretries = 0\n")
     code, event, _ = ready.run()
