@@ -43,15 +43,17 @@ class _Connection(socketserver.BaseRequestHandler):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as engine:
             engine.connect(self.server.engine)
             engine.sendall(head)
-            back = threading.Thread(target=_copy, args=(engine, client), daemon=True)
+            back = threading.Thread(target=_copy, args=(engine, client, self.server.recorded), daemon=True)
             back.start()
             _copy(client, engine)
             back.join()
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
+def _copy(source: socket.socket, target: socket.socket, record: bytearray | None = None) -> None:
     with suppress(OSError):
         while data := source.recv(65536):
+            if record is not None:
+                record += data
             target.sendall(data)
     with suppress(OSError):
         if isinstance(target, ssl.SSLSocket):
@@ -62,7 +64,10 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 class EngineProxy(socketserver.ThreadingTCPServer):
-    """Listen on loopback; `port` is where. `refused`: how many sessions were."""
+    """Listen on loopback; `port` is where.
+
+    `refused` is how many sessions were; `recorded` is all that the engine answered.
+    """
 
     daemon_threads = True
     allow_reuse_address = True
@@ -73,6 +78,7 @@ class EngineProxy(socketserver.ThreadingTCPServer):
         self.engine = engine.removeprefix("unix://")
         self.refuse_sessions = refuse_sessions
         self.refused = 0
+        self.recorded = bytearray()
         self._tls: ssl.SSLContext | None = None
         if certificate is not None:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
