@@ -55,11 +55,8 @@ class BuildView:
     def __call__(self, event: BuildEvent) -> None:
         """Show one event."""
         if isinstance(event, VertexStarted):
-            step = short_name(event.name)
-            # Only what is run can take long; for the rest it is enough to hear that it is done.
-            if not self._bars and "] RUN " in step:
-                self._say("step_started", step, step=step)
-            self._bar(event.vertex, step, 0, 0)
+            # No line: BuildKit also starts what it then finds in its cache, and what is run speaks for itself.
+            self._bar(event.vertex, short_name(event.name), 0, 0)
         elif isinstance(event, VertexDone):
             self._drop_bar(event.vertex)
             step = short_name(event.name)

@@ -6,6 +6,7 @@ end here: every call is translated into modelbake.errors (see buildkit.failure).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -51,6 +52,7 @@ OLDEST = (23, 0)
 """The first engine whose built-in BuildKit frontend knows `COPY --link`."""
 
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
+_CONTEXT = "modelbake"
 _PROBE_SECONDS = 10
 _NVIDIA_CDI = "nvidia.com/gpu"
 
@@ -214,21 +216,26 @@ class Engine:
         """Start a container that is removed at the end of the `with` block, however it ends."""
         return started(self.api, spec, cdi=self._cdi)
 
-    def cli_environment(self, folder: Path) -> dict[str, str]:
-        """Return the variables that point Docker's own programs here; TLS files are linked in `folder`."""
-        environment = {"DOCKER_HOST": self.host}
+    def write_context(self, config: Path) -> str:
+        """Write a docker context for this engine below a Docker configuration folder; return its name.
+
+        Docker's own programs find the engine and its TLS files by it; of the environment, some of them
+        (`buildx` by itself, for one) heed DOCKER_HOST only. Layout: `cli/context/store` of docker/cli.
+        """
+        folder = hashlib.sha256(_CONTEXT.encode()).hexdigest()
+        described = {"Host": self.host, "SkipTLSVerify": self._tls is not None and not self._tls.verify}
+        meta = config / "contexts" / "meta" / folder
+        meta.mkdir(parents=True)
+        document = {"Name": _CONTEXT, "Metadata": {}, "Endpoints": {"docker": described}}
+        (meta / "meta.json").write_text(json.dumps(document))
         if self._tls is not None:
-            certificates = folder / "tls"
-            certificates.mkdir(mode=0o700)
-            files = zip(
-                ("cert.pem", "key.pem", "ca.pem"), (*(self._tls.cert or ()), self._tls.ca_cert), strict=False
-            )
-            for name, path in files:
+            certificates = config / "contexts" / "tls" / folder / "docker"
+            certificates.mkdir(parents=True)
+            paths = (self._tls.ca_cert, *(self._tls.cert or ()))
+            for name, path in zip(("ca.pem", "cert.pem", "key.pem"), paths, strict=False):
                 if path:
                     (certificates / name).symlink_to(Path(path).absolute())
-            environment |= {"DOCKER_CERT_PATH": str(certificates), "DOCKER_TLS": "1"}
-            environment |= {"DOCKER_TLS_VERIFY": "1"} if self._tls.verify else {}
-        return environment
+        return _CONTEXT
 
     def _read_info(self) -> EngineInfo:
         with translating(self.host):
@@ -298,6 +305,8 @@ def _hint(error: BaseException) -> str:
 def _root(error: BaseException) -> BaseException:
     seen = {id(error)}
     while (inner := error.__cause__ or error.__context__) is not None and id(inner) not in seen:
+        if isinstance(inner, NameError):  # how the SDK notes that paramiko is missing; it then says so
+            break
         seen.add(id(inner))
         error = inner
     return error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from docker import APIClient
 
     from modelbake.dockerconfig import RegistryCredentials
+
+# The containerd store of engines before 27 tells the digest in words only.
+_DIGEST_LINE = re.compile(r"\S+: digest: (?P<digest>sha256:[0-9a-f]{64}) size: (?P<size>[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ def push(
                 problems.append(str(said))
             elif digest := _part(message, "aux").get("Digest"):
                 pushed = PushedTag(f"{reference.name}:{tag}", str(digest), int(message["aux"].get("Size", 0)))
+            elif said_so := _DIGEST_LINE.fullmatch(str(message.get("status", ""))):
+                pushed = PushedTag(f"{reference.name}:{tag}", said_so["digest"], int(said_so["size"]))
             elif layer := message.get("id"):
                 detail = _part(message, "progressDetail")
                 current, total = int(detail.get("current", 0)), int(detail.get("total", 0))

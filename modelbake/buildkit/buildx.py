@@ -65,7 +65,7 @@ class BuildxBuilder:
             private = stack.enter_context(_private_folder())
             environment = self._environment(private, request)
             image_file = private / "image-id"
-            arguments = [program, "build", "--builder=default", "--progress=rawjson", "--load"]
+            arguments = [program, "build", "--progress=rawjson", "--load"]
             arguments += ["--provenance=false", "--sbom=false", f"--iidfile={image_file}"]
             arguments += [f"--tag={tag}" for tag in request.tags]
             arguments += [f"--label={name}={value}" for name, value in sorted(request.labels.items())]
@@ -100,10 +100,14 @@ class BuildxBuilder:
         }
         config = private / "docker"
         config.mkdir(mode=0o700)
-        auths = dict(_credentials(request))
-        (config / "config.json").write_text(json.dumps({"auths": auths}))
-        environment |= {"DOCKER_CONFIG": str(config), "BUILDX_CONFIG": str(config / "buildx")}
-        return environment | self._engine.cli_environment(private)
+        (config / "config.json").write_text(json.dumps({"auths": dict(_credentials(request))}))
+        context = self._engine.write_context(config)
+        return environment | {
+            "DOCKER_CONFIG": str(config),
+            "DOCKER_CONTEXT": context,
+            "BUILDX_CONFIG": str(config / "buildx"),
+            "BUILDX_BUILDER": context,  # of the same name: the engine itself, not a builder beside it
+        }
 
 
 class _Buildx:

@@ -41,7 +41,15 @@ START_AN_ENGINE = (
 _FREE_SPACE = "free space where the engine keeps its data: `docker system df`, `docker buildx prune`"
 _SHOWN_LINES = 20  # of a failed step's log, in the error message
 
-FOREIGN = (
+try:  # what the SDK needs for ssh:// hosts, and lets its exceptions through
+    from paramiko.ssh_exception import SSHException
+except ImportError:
+    _SSH: tuple[type[Exception], ...] = ()
+else:
+    _SSH = (SSHException, EOFError)
+
+FOREIGN: tuple[type[Exception], ...] = (
+    *_SSH,
     docker_errors.DockerException,
     docker_errors.StreamParseError,
     requests.exceptions.RequestException,
@@ -131,7 +139,7 @@ def translate(error: BaseException, subject: str) -> ModelbakeError:
         return EngineError(f"the engine's answer cannot be read: {text}", subject=subject)
     if isinstance(error, requests.exceptions.RequestException | urllib3.exceptions.HTTPError):
         return EngineNotFound(f"the engine does not answer: {text}", subject=subject, hint=START_AN_ENGINE)
-    if isinstance(error, OSError | http.client.HTTPException):
+    if isinstance(error, (OSError, http.client.HTTPException, *_SSH)):
         return EngineNotFound(f"the connection to the engine broke: {text}", subject=subject)
     return EngineError(text, subject=subject)
 

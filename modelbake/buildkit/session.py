@@ -1,12 +1,9 @@
-"""The connection on which BuildKit asks its client for things: secrets and registry credentials.
+"""The connection on which BuildKit asks its client for things.
 
 `POST /session` upgrades an HTTP connection of the Docker SDK; from then on the engine is a gRPC client on
 it and we are the server. The server is grpclib's, on a private unix socket, and a pump carries the bytes
 between the two, because the SDK's connection may be plain, TLS or SSH. Everything runs in one thread with
-an event loop of its own. Services: `session/` of moby/buildkit.
-
-Only what was handed in is ever answered; a secret of another name does not exist, and credentials are
-looked up for the one registry that the engine names.
+an event loop of its own. What is answered: see `services`.
 """
 
 from __future__ import annotations
@@ -17,72 +14,44 @@ import ssl
 import tempfile
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpclib.const
 import grpclib.server
 import requests
 from grpclib.encoding.base import CodecBase
-from grpclib.exceptions import GRPCError
 from urllib3 import HTTPHeaderDict
 
-from modelbake.buildkit import wire
 from modelbake.buildkit.failure import Unsuitable, translating
-from modelbake.credentials import Secret
-from modelbake.errors import EngineError, ModelbakeError
+from modelbake.buildkit.services import Services
+from modelbake.errors import EngineError
 
 if TYPE_CHECKING:
     from docker import APIClient
-
-    from modelbake.dockerconfig import RegistryAuth
-
-_GET_SECRET = "/moby.buildkit.secrets.v1.Secrets/GetSecret"  # noqa: S105 - a method's name
-_CREDENTIALS = "/moby.filesync.v1.Auth/Credentials"
-# With these BuildKit asks for tokens in place of a password. They are not served: it then asks for
-# Credentials and fetches the token itself. But they are answered by us: grpclib's own answer to an unknown
-# method lacks the content type, without which BuildKit's client does not see the UNIMPLEMENTED in it.
-_ABSENT = tuple(
-    f"/moby.filesync.v1.Auth/{name}" for name in ("FetchToken", "GetTokenAuthority", "VerifyTokenAuthority")
-)
-_HEALTH = "/grpc.health.v1.Health/Check"
-_SERVING = 1  # grpc.health.v1.HealthCheckResponse.ServingStatus
 
 _CHUNK = 64 * 1024
 _SEND_SECONDS = 30  # an engine that takes no bytes for so long is gone
 _CLOSE_SECONDS = 10
 _LONGEST_UNIX_PATH = 90  # of a temporary folder: sun_path has 108 bytes in all
 
-# Docker Hub answers under this name, and is known under another one to everybody else.
-_HUB_HOST = "registry-1.docker.io"
-_HUB_NAME = "docker.io"
-
 # grpclib reports a connection that ends while a request is answered; that is how every cancelled build ends.
 logging.getLogger("grpclib").addHandler(logging.NullHandler())
 
 
-_Method = Callable[[bytes], Awaitable[bytes]]
-
-
 class Session:
-    """A session, open as long as the `with` block.
+    """A session in which the engine may call `services`, open as long as the `with` block.
 
     Raises (on entry):
         Unsuitable: the engine offers no sessions.
         EngineNotFound: the connection broke.
     """
 
-    def __init__(
-        self, api: APIClient, *, secrets: Mapping[str, Secret], registries: RegistryAuth | None = None
-    ) -> None:
+    def __init__(self, api: APIClient, services: Services) -> None:
         self.id = uuid.uuid4().hex
-        self.asked: list[str] = []  # every secret's id and registry's host the engine wanted, in order
-        self.failure: ModelbakeError | None = None  # why credentials could not be looked up
         self._api = api
-        self._secrets = dict(secrets)
-        self._registries = registries
+        self._services = services
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
@@ -91,12 +60,11 @@ class Session:
         self._response: requests.Response | None = None
 
     def __enter__(self) -> Session:
-        methods = self._methods()
         try:
-            self._response = _upgrade(self._api, self.id, methods)
+            self._response = _upgrade(self._api, self.id, self._services.announced)
             sock, early = hijack(self._response)
             self._thread = threading.Thread(
-                target=self._run, args=(methods, sock, early), name="modelbake-session", daemon=True
+                target=self._run, args=(sock, early), name="modelbake-session", daemon=True
             )
             self._thread.start()
             self._ready.wait()
@@ -125,56 +93,17 @@ class Session:
                 self._response.close()
                 self._response = None
 
-    def _methods(self) -> dict[str, _Method]:
-        return {
-            _GET_SECRET: self._get_secret,
-            _HEALTH: self._check_health,
-            _CREDENTIALS: self._credentials,
-        }
-
-    async def _get_secret(self, request: bytes) -> bytes:
-        name = _only_text(request)
-        self.asked.append(name)
-        secret = self._secrets.get(name)
-        if secret is None:
-            raise GRPCError(grpclib.const.Status.NOT_FOUND, f"secret {name}: not found")
-        return wire.bytes_field(1, secret.reveal_bytes())
-
-    async def _check_health(self, request: bytes) -> bytes:
-        return wire.varint_field(1, _SERVING)
-
-    async def _credentials(self, request: bytes) -> bytes:
-        host = _only_text(request)
-        self.asked.append(host)
-        if self._registries is None:
-            return b""
+    def _run(self, sock: Any, early: bytes) -> None:
         try:
-            # A credential helper is a program that may ask a server: health checks must go on meanwhile.
-            found = await asyncio.to_thread(
-                self._registries.for_registry, _HUB_NAME if host == _HUB_HOST else host
-            )
-        except ModelbakeError as error:
-            self.failure = error
-            raise GRPCError(grpclib.const.Status.UNKNOWN, f"no credentials for {host}") from None
-        if found is None:
-            return b""
-        if found.identity_token:
-            return wire.bytes_field(2, found.identity_token.reveal_bytes())
-        return wire.bytes_field(1, found.username.encode()) + wire.bytes_field(
-            2, found.password.reveal_bytes()
-        )
-
-    def _run(self, methods: dict[str, _Method], sock: Any, early: bytes) -> None:
-        try:
-            asyncio.run(self._serve(methods, sock, early))
+            asyncio.run(self._serve(sock, early))
         except Exception as error:
             self._broken = error
         finally:
             self._ready.set()
 
-    async def _serve(self, methods: dict[str, _Method], sock: Any, early: bytes) -> None:
+    async def _serve(self, sock: Any, early: bytes) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = grpclib.server.Server([_Service(methods)], codec=_Bytes())
+        server = grpclib.server.Server([self._services], codec=_Bytes())
         folder = tempfile.gettempdir()
         with tempfile.TemporaryDirectory(
             prefix="modelbake-session-",
@@ -259,34 +188,6 @@ async def _pump(sock: Any, early: bytes, reader: asyncio.StreamReader, writer: a
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Service:
-    """Unary methods on raw messages, as grpclib wants them."""
-
-    def __init__(self, methods: dict[str, _Method]) -> None:
-        self._methods = methods
-
-    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
-        return {
-            path: grpclib.const.Handler(_unary(method), grpclib.const.Cardinality.UNARY_UNARY, bytes, bytes)
-            for path, method in {**dict.fromkeys(_ABSENT, _absent), **self._methods}.items()
-        }
-
-
-async def _absent(request: bytes) -> bytes:
-    raise GRPCError(grpclib.const.Status.UNIMPLEMENTED, "not served")
-
-
-def _unary(method: _Method) -> Callable[[Any], Awaitable[None]]:
-    async def answer(stream: Any) -> None:
-        request = await stream.recv_message()
-        try:
-            await stream.send_message(await method(request or b""))
-        except wire.WireError as error:
-            raise GRPCError(grpclib.const.Status.INVALID_ARGUMENT, str(error)) from None
-
-    return answer
-
-
 class _Bytes(CodecBase):
     """Messages stay bytes; `wire` reads and writes them."""
 
@@ -297,14 +198,6 @@ class _Bytes(CodecBase):
 
     def decode(self, data: bytes, message_type: Any) -> bytes:
         return data
-
-
-def _only_text(request: bytes) -> str:
-    """Return field 1 of a request, a string."""
-    for number, value in wire.fields(request):
-        if number == 1:
-            return wire.as_text(value)
-    return ""
 
 
 def _upgrade(api: APIClient, session: str, methods: Iterable[str]) -> requests.Response:

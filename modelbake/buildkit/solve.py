@@ -22,6 +22,7 @@ from modelbake.buildkit import wire
 from modelbake.buildkit.buildx import BuildxBuilder
 from modelbake.buildkit.failure import Unsuitable, build_error, translating
 from modelbake.buildkit.progress import BuildEvent, Trace
+from modelbake.buildkit.services import Services
 from modelbake.buildkit.session import Session
 from modelbake.buildkit.status import decode_status
 from modelbake.credentials import Redactor, Secret
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from modelbake.engine import Engine
 
 _CANCEL_SECONDS = 5
+
+_Parameters = dict[str, str | list[str]]
 
 
 @dataclass(frozen=True)
@@ -133,15 +136,23 @@ class SessionBuilder:
 
     def build(self, request: BuildRequest, trace: Trace, on_event: Callable[[BuildEvent], None]) -> str:
         """See Builder."""
-        with Session(self._api, secrets=request.secrets, registries=request.registries) as session:
-            return self._build(request, session, trace, on_event)
+        services = Services(request.secrets, request.registries, request.context)
+        with Session(self._api, services) as session:
+            parameters = _parameters(request) | {"session": session.id, "remote": services.context_url}
+            image_id, failure = self._solve(parameters, trace, on_event)
+        if failure:
+            raise services.failure or build_error(Redactor(request.secrets.values())(failure), trace)
+        if not image_id:
+            raise EngineError("the engine ended the build without an image and without an error")
+        return image_id
 
-    def _build(
-        self, request: BuildRequest, session: Session, trace: Trace, on_event: Callable[[BuildEvent], None]
-    ) -> str:
+    def _solve(
+        self, parameters: _Parameters, trace: Trace, on_event: Callable[[BuildEvent], None]
+    ) -> tuple[str, str]:
+        """Return the image's id, or '', and what the engine says went wrong, or ''."""
         build_id = uuid.uuid4().hex
         image_id, failure = "", ""
-        with closing(self._messages(request, session.id, build_id)) as messages:
+        with closing(self._messages({**parameters, "buildid": build_id})) as messages:
             try:
                 for message in messages:
                     if message.get("id") == "moby.buildkit.trace":
@@ -157,35 +168,13 @@ class SessionBuilder:
                 raise
         for event in trace.finish():
             on_event(event)
-        if failure:
-            if session.failure is not None:
-                raise session.failure
-            raise build_error(Redactor(request.secrets.values())(failure), trace)
-        if not image_id:
-            raise EngineError("the engine ended the build without an image and without an error")
-        return image_id
+        return image_id, failure
 
-    def _messages(
-        self, request: BuildRequest, session: str, build_id: str
-    ) -> Generator[dict[str, Any], None, None]:
-        parameters: dict[str, str | list[str]] = {
-            "version": "2",  # BuildKit
-            "session": session,
-            "buildid": build_id,
-            "t": list(request.tags),
-            "labels": json.dumps(request.labels),
-        }
-        if request.target:
-            parameters["target"] = request.target
-        if request.network:
-            parameters["networkmode"] = request.network
-        if request.no_cache:
-            parameters["nocache"] = "1"
+    def _messages(self, parameters: _Parameters) -> Generator[dict[str, Any], None, None]:
         with translating("build"):
             response = self._api.post(
                 f"{self._api.base_url}/v{self._api.api_version}/build",
                 params=parameters,
-                data=request.context,
                 headers={"Content-Type": "application/x-tar"},
                 stream=True,
                 timeout=None,  # a step may be silent for as long as it likes
@@ -196,13 +185,29 @@ class SessionBuilder:
             yield from json_objects(_chunks(response))
 
     def _cancel(self, build_id: str) -> None:
-        # Closing the request ends most builds; this also ends one whose context is still being read.
+        # Closing the request ends the build as well, unless something between us keeps it open.
         with suppress(requests.RequestException):
             self._api.post(
                 f"{self._api.base_url}/v{self._api.api_version}/build/cancel",
                 params={"id": build_id},
                 timeout=_CANCEL_SECONDS,
             ).close()
+
+
+def _parameters(request: BuildRequest) -> _Parameters:
+    """Return the query of `POST /build`."""
+    parameters: _Parameters = {
+        "version": "2",  # BuildKit
+        "t": list(request.tags),
+        "labels": json.dumps(request.labels),
+    }
+    if request.target:
+        parameters["target"] = request.target
+    if request.network:
+        parameters["networkmode"] = request.network
+    if request.no_cache:
+        parameters["nocache"] = "1"
+    return parameters
 
 
 def json_objects(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:

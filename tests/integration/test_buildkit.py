@@ -30,6 +30,7 @@ from modelbake.engine import Engine, connect
 from modelbake.errors import (
     BuildFailed,
     EngineError,
+    EngineNotFound,
     ModelbakeError,
     RegistryAuthError,
     RegistryUnavailable,
@@ -39,6 +40,7 @@ from modelbake.errors import (
 from tests.integration.conftest import TestRegistry, tar
 from tests.servers.engine_proxy import EngineProxy
 from tests.servers.hub_certificate import make_certificate
+from tests.servers.token_registry import TokenRegistry
 
 pytestmark = pytest.mark.engine
 
@@ -125,7 +127,7 @@ def saved(engine: Engine, image: str) -> bytes:
 def found_in(engine: Engine, image: str, value: bytes) -> set[str]:
     """Where a value is: the image's history, its configuration, its layers."""
     places = {
-        "history": json.dumps(engine.api.history(image)).encode(),
+        "history": json.dumps(engine.api.history(image)).encode(),  # type: ignore[no-untyped-call]
         "config": json.dumps(engine.api.inspect_image(image)).encode(),  # type: ignore[no-untyped-call]
         "layers": saved(engine, image),
     }
@@ -399,6 +401,33 @@ def test_a_private_base_image(
     assert made.lines == [private_base.partition("@")[0]]
 
 
+class Login:
+    """One user and password for one registry; remembers which registries were asked for."""
+
+    def __init__(self, host: str, user: str, password: str) -> None:
+        self.host, self.user, self.password = host, user, password
+        self.asked: list[str] = []
+
+    def for_registry(self, host: str) -> RegistryCredentials | None:
+        self.asked.append(host)
+        return RegistryCredentials(self.user, Secret(self.password)) if host == self.host else None
+
+
+@pytest.mark.parametrize("fallback", [False, True], ids=["session", "buildx"])
+def test_a_base_image_for_a_token(
+    bench: Bench, rootfs: bytes, fallback: bool, request: pytest.FixtureRequest
+) -> None:
+    made = request.getfixturevalue("sessionless")[0] if fallback else bench
+    with TokenRegistry(rootfs, "ci", "p4ssword") as server:
+        wrong, right = Login(server.host, "ci", "not-the-password"), Login(server.host, "ci", "p4ssword")
+        for registries in (None, wrong):
+            with pytest.raises(RegistryAuthError):
+                made(f"FROM {server.host}/base:1", "RUN true", registries=registries)
+        made(f"FROM {server.host}/base:1", "RUN true", registries=right)
+        assert set(right.asked) == {server.host}
+        assert any(given == "Bearer t0ken" for _, given in server.seen)
+
+
 # Through buildx
 
 
@@ -525,3 +554,22 @@ def test_an_engine_behind_tls(
                 assert any(hashlib.sha256(secret.reveal_bytes()).hexdigest() in line for line in bench.lines)
                 engine.api.remove_image(image, force=True)
             assert proxy.refused == int(refuse)
+
+
+def test_an_engine_behind_ssh(
+    engine_host: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("paramiko", reason="the Docker SDK needs paramiko for ssh:// hosts")
+    from tests.servers.ssh_engine import SSHEngine
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with SSHEngine(engine_host, tmp_path) as server, connect(server.host) as engine:
+        bench, secret = Bench(engine, tiny), canary()
+        image = bench(READ + f"; sleep 7; echo {uuid.uuid4()}", READ, secrets={"hf_token": secret})
+        digest = hashlib.sha256(secret.reveal_bytes()).hexdigest()
+        assert sum(digest in line for line in bench.lines) == 2
+        engine.api.remove_image(image, force=True)
+        (tmp_path / ".ssh" / "known_hosts").write_text("")
+        with pytest.raises(EngineNotFound, match="not found in known_hosts"):
+            connect(server.host)

@@ -50,16 +50,16 @@ class _Connection(socketserver.BaseRequestHandler):
 
 
 def _copy(source: socket.socket, target: socket.socket, record: bytearray | None = None) -> None:
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         while data := source.recv(65536):
             if record is not None:
                 record += data
             target.sendall(data)
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         if isinstance(target, ssl.SSLSocket):
             target.unwrap()
         target.shutdown(socket.SHUT_WR)
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         source.shutdown(socket.SHUT_RD)
 
 

@@ -90,9 +90,9 @@ class Engine:
                         bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
                         client.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id)
                     elif isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
-                        headers = {str(name): str(value) for name, value in event.headers or ()}
-                        found = headers.get("grpc-status")
-                        if isinstance(event, h2.events.ResponseReceived) and "content-type" not in headers:
+                        said = {str(name): str(value) for name, value in event.headers or ()}
+                        found = said.get("grpc-status")
+                        if isinstance(event, h2.events.ResponseReceived) and "content-type" not in said:
                             found = UNKNOWN  # as BuildKit's client takes it, whatever the status says
                         if found is not None and event.stream_id:
                             status[event.stream_id] = found
@@ -124,7 +124,7 @@ def ask(
     with FakeEngine(folder, {"POST /session": engine}) as server:
         api = docker.APIClient(server.host, version="1.45")
         try:
-            with Session(api, secrets=secrets or {}, registries=registries) as session:  # type: ignore[arg-type]
+            with Session(api, services):
                 replies = [engine.next() for _ in calls]
             assert engine.closed.wait(5)
         finally:
@@ -206,7 +206,7 @@ def test_the_served_methods_are_announced(folder: Path, registries: Registries |
 
     with FakeEngine(folder, {"POST /session": answer}) as server:
         api = docker.APIClient(server.host, version="1.45")
-        with Session(api, secrets={}, registries=registries) as session:  # type: ignore[arg-type]
+        with Session(api, Services({}, registries)) as session:  # type: ignore[arg-type]
             engine.next()
         api.close()
     announced = [value for name, value in lines if name.lower() == "x-docker-expose-session-grpc-method"]
@@ -220,7 +220,7 @@ def test_an_engine_without_sessions(folder: Path, status: int) -> None:
     answer = {"POST /session": lambda request: request.reply(status, {"message": "page not found"})}
     with FakeEngine(folder, answer) as server:
         api = docker.APIClient(server.host, version="1.45")
-        with pytest.raises(Unsuitable, match=str(status)), Session(api, secrets={}):
+        with pytest.raises(Unsuitable, match=str(status)), Session(api, Services({})):
             pass
         api.close()
 
@@ -238,7 +238,7 @@ def test_nothing_is_left(folder: Path, error: type[BaseException] | None) -> Non
     with FakeEngine(folder, {"POST /session": engine}) as server:
         api = docker.APIClient(server.host, version="1.45")
         try:
-            with Session(api, secrets={}):
+            with Session(api, Services({})):
                 engine.next()
                 if error:
                     raise error
@@ -258,7 +258,7 @@ def test_an_engine_that_hangs_up(folder: Path) -> None:
 
     with FakeEngine(folder, {"POST /session": answer}) as server:
         api = docker.APIClient(server.host, version="1.45")
-        with Session(api, secrets={}) as session:
+        with Session(api, Services({})) as session:
             thread = session._thread
             assert thread is not None
             thread.join(5)

@@ -55,7 +55,6 @@ def test_plain_lines_for_a_log_that_is_read_later() -> None:
         VertexError("y", "[other 1/1] RUN z", "context canceled", cancelled=True),
     )
     assert said.splitlines() == [
-        '[weights-0 2/2] RUN ["python", "f.py"]',
         "weights-0 | Collecting torch",
         '[weights-0 2/2] RUN ["python", "f.py"]: done in 2.2 s',
         "[base 1/1] FROM x: cached",

@@ -178,6 +178,11 @@ def test_no_engine_on_the_network() -> None:
         connect("tcp://127.0.0.1:1")
 
 
+def test_no_engine_over_ssh() -> None:
+    with pytest.raises(EngineNotFound, match=r"no engine answers: .*(connect|paramiko)"):
+        connect("ssh://nobody@127.0.0.1:1")
+
+
 def test_something_else_answers(folder: Path) -> None:
     answers: dict[str, Answer] = {"GET /version": lambda request: request.reply(200, raw=b"<html>")}
     with FakeEngine(folder, answers) as server, pytest.raises(EngineNotFound):

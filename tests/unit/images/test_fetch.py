@@ -141,12 +141,14 @@ class Bench:
         """Return what is in the destination: path -> bytes; a folder's path ends with a slash."""
         if not self.destination.exists():
             return {}
-        return {
-            path.relative_to(self.destination).as_posix() + ("/" if path.is_dir() else ""): (
-                b"" if path.is_dir() else path.read_bytes()
-            )
-            for path in self.destination.rglob("*")
-        }
+        found: dict[str, bytes] = {}
+        for path in self.destination.rglob("*"):
+            name = path.relative_to(self.destination).as_posix()
+            try:
+                found |= {f"{name}/": b""} if path.is_dir() else {name: path.read_bytes()}
+            except FileNotFoundError:  # a program that is still running has renamed it meanwhile
+                continue
+        return found
 
     def files(self) -> dict[str, bytes]:
         return {path: data for path, data in self.tree().items() if not path.endswith("/")}
