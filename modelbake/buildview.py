@@ -7,7 +7,6 @@ becomes an audit line, and whatever else a step writes is passed on with the ste
 from __future__ import annotations
 
 import json
-import re
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,14 +19,13 @@ from modelbake.buildkit.progress import (
     VertexError,
     VertexStarted,
     Warned,
+    short_name,
 )
 from modelbake.output import Output
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_MOUNT = re.compile(r"--mount=\S+\s+")
-_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _LINE_EVERY_SECONDS = 5.0  # how often a transfer says a plain line; CI logs are read later, by people
 
 
@@ -55,7 +53,7 @@ class BuildView:
     def __call__(self, event: BuildEvent) -> None:
         """Show one event."""
         if isinstance(event, VertexStarted):
-            # No line: BuildKit also starts what it then finds in its cache, and what is run speaks for itself.
+            # No line: BuildKit also starts what it then finds cached, and what is run speaks for itself.
             self._bar(event.vertex, short_name(event.name), 0, 0)
         elif isinstance(event, VertexDone):
             self._drop_bar(event.vertex)
@@ -121,11 +119,6 @@ class BuildView:
     def _drop_bar(self, key: str) -> None:
         if self._bars and key in self._tasks:
             self._bars.remove_task(self._tasks.pop(key))
-
-
-def short_name(vertex_name: str) -> str:
-    """Return a step's name without the mounts of its RUN, and with digests cut to 12 digits."""
-    return _DIGEST.sub(r"\1", _MOUNT.sub("", vertex_name))
 
 
 def stage(vertex_name: str) -> str:

@@ -45,40 +45,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+from pip_errors import SHOWN_LINES, Code, InstallError, diagnose, redact
+
 _INHERITED = {"PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"}
 _PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
-_URL = re.compile(r"(?P<scheme>[a-z+]+://)(?:[^\s/@'\"<>]*@)?(?P<host>[^\s/?#'\"<>:,)]*)[^\s'\"<>,)]*", re.I)
+_CPU_BUILD = re.compile(r"^\S+==\S+\+cpu\b", re.MULTILINE)
+_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _KEPT_LINES = 400  # of pip's output, for its diagnosis
-_SHOWN_LINES = 6  # of pip's errors, in a message nobody foresaw
-
-
-class Code(IntEnum):
-    """The exit codes."""
-
-    UNEXPECTED = 1
-    HASH = 30
-    NOT_FOUND = 31
-    UNREACHABLE = 32
-    CERTIFICATE = 33
-    DISK_FULL = 34
-    USAGE = 35
-    PYTHON = 36
-    CREDENTIALS = 37
-    INTERRUPTED = 130
-
-
-class InstallError(Exception):
-    """An error that ends the program; `package` is the one it is about."""
-
-    def __init__(self, code: Code, message: str, *, package: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.package = package
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -132,7 +108,7 @@ def install(venv: Path, requirements: Path, secrets: Path) -> None:
     if any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
         with tempfile.TemporaryDirectory(prefix="modelbake-") as scratch:
             python = _find_pip(Path(scratch) / "pip")
-            environment = _pip_environment(Path(scratch), python, secrets)
+            environment = _pip_environment(Path(scratch), python, secrets, text)
             _run_pip(python, venv, requirements, environment, Path(scratch) / "pip.log")
     _compile(venv)
     clamp_times(venv, int(os.environ.get("SOURCE_DATE_EPOCH") or 0))
@@ -144,11 +120,6 @@ def clamp_times(root: Path, seconds: int) -> None:
         for name in [*names, *folders]:
             os.utime(Path(folder) / name, (seconds, seconds), follow_symlinks=False)
     os.utime(root, (seconds, seconds))
-
-
-def redact(text: str) -> str:
-    """Return the text with each URL cut down to its host: user, password and path may be secret."""
-    return _URL.sub(r"\g<scheme>\g<host>/...", text)
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -196,7 +167,7 @@ def _find_pip(spare: Path) -> Path:
     return spare / "bin/python"
 
 
-def _pip_environment(scratch: Path, python: Path, secrets: Path) -> dict[str, str]:
+def _pip_environment(scratch: Path, python: Path, secrets: Path, requirements: str) -> dict[str, str]:
     """Return all that pip gets to see of the environment, and the secrets."""
     environment = {
         name: value for name, value in os.environ.items() if name in _INHERITED or name.lower() in _PROXIES
@@ -211,6 +182,10 @@ def _pip_environment(scratch: Path, python: Path, secrets: Path) -> dict[str, st
     }
     if (index := secrets / "index_url").exists():
         environment["PIP_INDEX_URL"] = index.read_text(encoding="utf-8").strip()
+    own_index = config.exists() or index.exists()
+    if not own_index and _CPU_BUILD.search(requirements):
+        # PyTorch's CPU builds are on PyTorch's own index alone. Who names an index decides for himself.
+        environment["PIP_EXTRA_INDEX_URL"] = _CPU_INDEX
     if (ca := secrets / "ca_bundle").exists():
         combined = scratch / "ca.pem"
         system = ssl.get_default_verify_paths().cafile
@@ -249,70 +224,8 @@ def _run_pip(python: Path, venv: Path, requirements: Path, environment: dict[str
     if pip.returncode:
         # Why an index page could not be read, pip tells only its log.
         with contextlib.suppress(OSError), log.open(encoding="utf-8", errors="replace") as lines:
-            output += [line.rstrip() for line in lines if "Could not fetch URL" in line][-_SHOWN_LINES:]
+            output += [line.rstrip() for line in lines if "Could not fetch URL" in line][-SHOWN_LINES:]
         raise diagnose("\n".join(output))
-
-
-def diagnose(output: str) -> InstallError:
-    """Return what pip's output says went wrong, in one sentence."""
-    if "No space left on device" in output or "Disk quota exceeded" in output:
-        return InstallError(Code.DISK_FULL, "the disk is full")
-    if match := re.search(r"DO NOT MATCH THE HASHES.*?\n\s+(\S+).*?:\n(.*)", output, re.S):
-        hashes = " ".join(re.findall(r"(?:Expected|or|Got)\s+(?:sha\d+ )?[0-9a-f]{32,}", match[2]))
-        return InstallError(
-            Code.HASH,
-            f"{match[1]}: the index's bytes do not have the pinned hash: {' '.join(hashes.split())}",
-            package=match[1],
-        )
-    if (
-        "Hashes are required in --require-hashes mode" in output
-        or "all requirements must have their" in output
-    ):
-        named = re.search(r"(?:missing from some requirements|pinned with ==).*?\n\s+(\S+)", output, re.S)
-        package = named[1] if named else None
-        return InstallError(
-            Code.HASH, f"{package or 'a requirement'} is not pinned to a version and a hash", package=package
-        )
-    # pip reports an index that it could not ask as one that has no such package: look for the cause first.
-    if "CERTIFICATE_VERIFY_FAILED" in output or "certificate verify failed" in output:
-        return InstallError(
-            Code.CERTIFICATE,
-            f"{_host(output)}: the TLS certificate is not trusted; if the network has its own certificate "
-            "authority, give its certificate as the secret ca_bundle",
-        )
-    if re.search(r"\b40[137] (?:Client )?Error|HTTP error 40[137]|Credentials not correct|User for ", output):
-        return InstallError(
-            Code.CREDENTIALS,
-            f"{_host(output)}: the index refused the credentials, or needs some: give the secret index_url "
-            "or pip_config",
-        )
-    wanted = re.search(r"No matching distribution found for (\S+)", output)
-    if re.search(r"connection broken by|Max retries exceeded|HTTP error 5\d\d|too many 5\d\d error", output):
-        return InstallError(
-            Code.UNREACHABLE,
-            f"{_host(output)}: the package index cannot be reached",
-            package=wanted[1] if wanted else None,
-        )
-    if wanted:
-        versions = re.search(r"\(from versions: ([^)]*)\)", output)
-        known = versions[1] if versions else "none"
-        latest = ", ".join(known.split(", ")[-5:])
-        return InstallError(
-            Code.NOT_FOUND,
-            f"{wanted[1]}: the index has no such version with a wheel for this Python and machine "
-            f"(latest it has: {latest})",
-            package=wanted[1],
-        )
-    if invalid := re.search(r"Invalid requirement: .*", output):
-        return InstallError(Code.USAGE, redact(invalid[0]))
-    errors = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()
-    return InstallError(Code.UNEXPECTED, redact("pip failed: " + " ".join(errors[-_SHOWN_LINES:])))
-
-
-def _host(output: str) -> str:
-    """Return the host that a failure was about, if pip named it."""
-    match = re.search(r"(?:host='|https?://(?:[^\s/@]*@)?)([A-Za-z0-9.-]+)", output)
-    return match[1] if match else "the package index"
 
 
 def _compile(venv: Path) -> None:

@@ -25,7 +25,9 @@ except ModuleNotFoundError:  # Outside of an image, where it lies beside this ru
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "start"))
     import serving
 
-from serving import ApiError, Handler, LoadError
+import openai_api
+from openai_api import ApiError
+from serving import Handler, LoadError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -136,14 +138,14 @@ class Embeddings:
 
     async def embeddings(self, _request: Request, body: dict[str, Any]) -> Response:
         """POST /v1/embeddings."""
-        serving.check_known(body, PARAMETERS)
+        openai_api.check_known(body, PARAMETERS)
         texts = self.read_input(body.get("input"))
         encoding = body.get("encoding_format", "float")
         if encoding not in ("float", "base64", None):
             raise ApiError(400, "encoding_format has to be float or base64", param="encoding_format")
         if body.get("user") is not None:
-            serving.text(body["user"], "user")
-        answer = await self.enqueue(Job(texts, serving.flag(body, "truncate")))
+            openai_api.text(body["user"], "user")
+        answer = await self.enqueue(Job(texts, openai_api.flag(body, "truncate")))
         rows = answer.vectors.astype("<f4")
         encoded: list[Any] = (
             [base64.b64encode(row.tobytes()).decode("ascii") for row in rows]
@@ -174,7 +176,7 @@ class Embeddings:
             words = f"input has {len(values)} texts; at most {self.max_inputs} are possible at a time"
             raise ApiError(400, words, param="input", code="too_many_inputs")
         for index, entry in enumerate(values):
-            if not serving.text(entry, f"input[{index}]"):
+            if not openai_api.text(entry, f"input[{index}]"):
                 raise ApiError(400, f"input[{index}] is empty", param="input")
             if len(entry) > self.max_characters:
                 words = f"input[{index}] has more than {self.max_characters} characters"

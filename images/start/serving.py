@@ -18,7 +18,6 @@ lines on stdout, of the same form as start.py's. SIGTERM lets open requests end,
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -27,28 +26,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import uvicorn
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    generate_latest,
-)
+from model_metrics import Metrics
+from openai_api import ApiError, check_model, parse_object, read_body
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from start import Log
 
 LOAD_FAILED = 70
@@ -57,26 +48,6 @@ PORT_UNUSABLE = 71
 log = Log("", "")
 
 Handler = Callable[[Request, dict[str, Any]], Awaitable[Response]]
-
-
-class ApiError(Exception):
-    """A request that is refused, or failed: the HTTP status, and what OpenAI's error body says."""
-
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.param = param
-        self.code = code
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The JSON body, in OpenAI's shape."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
 
 
 class LoadError(Exception):
@@ -129,68 +100,6 @@ class Settings:
             # Less than the 10 s after which `docker stop` kills.
             drain_seconds=setting("MODELBAKE_DRAIN_SECONDS", 8),
         )
-
-
-class Metrics:
-    """The Prometheus metrics, in a registry of their own."""
-
-    def __init__(self, routes: Collection[str]) -> None:
-        self.routes = frozenset(routes)
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self.info = Info("modelbake", "What is served, and on what.", registry=self.registry)
-        self.load_seconds = Gauge(
-            "modelbake_load_seconds", "How long it took to load the model.", registry=self.registry
-        )
-        self.requests = Counter(
-            "modelbake_requests", "Requests answered.", ["route", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "modelbake_request_seconds",
-            "From a request's arrival to the end of its answer.",
-            ["route"],
-            registry=self.registry,
-            buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300),
-        )
-
-    def watch_gpu(self) -> None:
-        """Add PyTorch's view of the GPU memory, read whenever somebody asks."""
-        import torch
-
-        gauges = {
-            "allocated": ("GPU memory that tensors take now.", torch.cuda.memory_allocated),
-            "reserved": ("GPU memory that PyTorch holds now.", torch.cuda.memory_reserved),
-            "peak": ("The most GPU memory that tensors ever took.", torch.cuda.max_memory_allocated),
-        }
-        for name, (words, read) in gauges.items():
-            gauge = Gauge(f"modelbake_gpu_memory_{name}_bytes", words, registry=self.registry)
-            gauge.set_function(read)
-
-    def wrap(self, app: ASGIApp) -> ASGIApp:
-        """Count and time the requests to ``app``, each until the last byte of its answer."""
-
-        async def observe(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                await app(scope, receive, send)
-                return
-            # Other paths are anybody's invention; a label for each would fill the memory.
-            route = scope["path"] if scope["path"] in self.routes else "other"
-            status = 499  # The client went away before there was an answer.
-
-            async def observe_send(message: Message) -> None:
-                nonlocal status
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                await send(message)
-
-            started = time.monotonic()
-            try:
-                await app(scope, receive, observe_send)
-            finally:
-                self.requests.labels(route, str(status)).inc()
-                self.seconds.labels(route).observe(time.monotonic() - started)
-
-        return observe
 
 
 class Server:
@@ -392,90 +301,3 @@ async def http_error(_request: Request, error: Exception) -> Response:
         raise TypeError(f"not an HTTP error: {error!r}")
     refusal = ApiError(error.status_code, error.detail)
     return JSONResponse(refusal.body, error.status_code, headers=error.headers)
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The request's body; ApiError 413 where it has more than ``limit`` bytes."""
-    body = bytearray()
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= limit:
-            body += chunk
-        elif size > 8 * limit:
-            break
-        # In between it is read and dropped: most clients read no answer before they have sent everything.
-    if size > limit:
-        raise ApiError(413, f"the body has more than {limit} bytes", code="body_too_large")
-    return bytes(body)
-
-
-def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object from a request's body; ApiError 400 for anything else."""
-    try:
-        body = json.loads(data, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}"[:200], code="invalid_json") from error
-    if not isinstance(body, dict):
-        raise ApiError(400, "the body has to be a JSON object", code="invalid_json")
-    return body
-
-
-def refuse_constant(name: str) -> NoReturn:
-    """NaN and Infinity are no JSON, though Python reads them."""
-    raise ValueError(f"{name} is no JSON number")
-
-
-def check_model(body: Mapping[str, Any], model: str) -> None:
-    """Refuse a request for another model; one that names none means this one."""
-    asked = body.get("model")
-    if asked is not None and asked != model:
-        words = f"this server has the model {model!r} only"
-        raise ApiError(404, words, param="model", code="model_not_found")
-
-
-def check_known(body: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse what would otherwise be ignored in silence; null means not given, as in OpenAI's API."""
-    for name, value in body.items():
-        if name not in known and value is not None:
-            words = f"parameter not supported: {name[:100]!r}; supported: {', '.join(sorted(known))}"
-            raise ApiError(400, words, param=name[:100], code="unsupported_parameter")
-
-
-def number(body: Mapping[str, Any], name: str, low: float, high: float) -> float | None:
-    """A parameter that is a number from ``low`` to ``high``, or nothing."""
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise ApiError(400, f"{name} has to be a number from {low:g} to {high:g}", param=name)
-    return float(value)
-
-
-def whole_number(body: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
-    """A parameter that is a whole number from ``low`` to ``high``, or nothing."""
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ApiError(400, f"{name} has to be a whole number from {low} to {high}", param=name)
-    return value
-
-
-def flag(body: Mapping[str, Any], name: str) -> bool:
-    """A parameter that is true or false; false where it is not given."""
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise ApiError(400, f"{name} has to be true or false", param=name)
-    return bool(value)
-
-
-def text(value: Any, name: str) -> str:
-    """A string that has an encoding: JSON can spell half of a surrogate pair, which no tokenizer takes."""
-    if not isinstance(value, str):
-        raise ApiError(400, f"{name} has to be a string", param=name)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ApiError(400, f"{name} is not Unicode text: {error.reason}", param=name) from error
-    return value

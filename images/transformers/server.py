@@ -25,26 +25,13 @@ except ModuleNotFoundError:  # Outside of an image, where it lies beside this ru
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "start"))
     import serving
 
-from serving import ApiError, Handler, LoadError
+import openai_api
+import parameters
+from openai_api import ApiError
+from pieces import Decoder, StopFilter, Streamer
+from serving import Handler, LoadError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-
-PARAMETERS = {
-    "messages",
-    "model",
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "top_p",
-    "seed",
-    "stop",
-    "stream",
-    "stream_options",
-    "user",
-}
-# What clients send although it asks for nothing: possible with this very value, refused with any other.
-NEUTRAL: dict[str, object] = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False}
-ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -72,89 +59,23 @@ class Outcome:
     completion_tokens: int
 
 
-class Decoder:
-    """Turns tokens into text as they come, and holds back what is no whole character yet."""
+@dataclass(frozen=True)
+class Generation:
+    """An answer on its way from the model's thread: its pieces, after the last one None, and how it ended."""
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self.decode = decode
-        self.tokens: list[int] = []
-        # The tokens before ``read`` have become text. Those from ``context`` on are decoded once more each
-        # time, because a token's text depends on the one before it.
-        self.context = 0
-        self.read = 0
+    task: Task
+    pieces: asyncio.Queue[str | None]
+    given_up: threading.Event
+    outcome: asyncio.Future[Outcome]
 
-    def add(self, token: int) -> str:
-        """The text that is certain now."""
-        self.tokens.append(token)
-        text = self.pending()
-        if not text or text.endswith("\ufffd"):
-            return ""
-        self.context, self.read = self.read, len(self.tokens)
-        return text
-
-    def pending(self) -> str:
-        """The text of all tokens that have not become text yet."""
-        known = self.decode(self.tokens[self.context : self.read])
-        return self.decode(self.tokens[self.context :])[len(known) :]
-
-
-class StopFilter:
-    """Cuts the text at the first stop string, and holds back what may yet become one."""
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self.stops = stops
-        self.held = ""
-        self.found = False
-
-    def add(self, text: str) -> str:
-        """The text that may be sent now; nothing any more after a stop string."""
-        if self.found:
-            return ""
-        self.held += text
-        places = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
-        if places:
-            self.found = True
-            return self.held[: min(places)]
-        keep = max(
-            (
-                size
-                for stop in self.stops
-                for size in range(1, min(len(stop), len(self.held) + 1))
-                if self.held.endswith(stop[:size])
-            ),
-            default=0,
-        )
-        ready, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return ready
-
-
-class Streamer:
-    """What ``generate`` hands its tokens to: decodes, looks for stop strings, passes the text on."""
-
-    def __init__(self, decoder: Decoder, stops: StopFilter, emit: Callable[[str], None]) -> None:
-        self.decoder = decoder
-        self.stops = stops
-        self.emit = emit
-        self.prompt = True
-
-    def put(self, value: Any) -> None:
-        """Take the prompt, the first time, and one token each time after that."""
-        if self.prompt:
-            self.prompt = False
-            return
-        for token in value.flatten().tolist():
-            self.pass_on(self.stops.add(self.decoder.add(token)))
-
-    def end(self) -> None:
-        """Pass on what was held back."""
-        self.pass_on(self.stops.add(self.decoder.pending()))
-        if not self.stops.found:
-            self.pass_on(self.stops.held)
-
-    def pass_on(self, text: str) -> None:
-        """Send text where there is any."""
-        if text:
-            self.emit(text)
+    async def read(self) -> AsyncGenerator[str | Outcome, None]:
+        """The pieces as they come, and then the outcome. Closing this ends the generation early."""
+        try:
+            while (text := await self.pieces.get()) is not None:
+                yield text
+            yield await self.outcome
+        finally:
+            self.given_up.set()
 
 
 class Chat:
@@ -217,26 +138,22 @@ class Chat:
 
     async def completions(self, request: Request, body: dict[str, Any]) -> Response:
         """POST /v1/chat/completions."""
-        for name, value in NEUTRAL.items():
-            if body.get(name) is not None and (body[name] != value or type(body[name]) is not type(value)):
-                raise ApiError(400, f"{name} is not supported, but as {value!r}", param=name)
-        serving.check_known(body, PARAMETERS | set(NEUTRAL))
-        stream = serving.flag(body, "stream")
-        usage_wanted = read_stream_options(body, stream)
+        parameters.check(body)
+        stream = openai_api.flag(body, "stream")
+        usage_wanted = parameters.read_stream_options(body, stream)
         task = await self.read_task(body)
-        if self.waiting >= self.max_waiting:
-            raise ApiError(503, "too many requests are waiting already; try again later", code="overloaded")
+        generation = self.start(task)
         answer = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": self.settings.model,
         }
         if stream:
-            events = self.stream(task, answer, usage_wanted)
+            events = self.stream(generation, answer, usage_wanted)
             return StreamingResponse(
                 events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
             )
-        text, outcome = await self.collect(task, request)
+        text, outcome = await self.collect(generation, request)
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": outcome.finish_reason}
         usage = count_usage(task, outcome)
@@ -244,22 +161,22 @@ class Chat:
 
     async def read_task(self, body: dict[str, Any]) -> Task:
         """Check a request's parameters, and make its prompt."""
-        messages = read_messages(body.get("messages"))
+        messages = parameters.read_messages(body.get("messages"))
         limits = [
-            serving.whole_number(body, name, 1, 2**31) for name in ("max_tokens", "max_completion_tokens")
+            openai_api.whole_number(body, name, 1, 2**31) for name in ("max_tokens", "max_completion_tokens")
         ]
         if None not in limits and limits[0] != limits[1]:
             words = "max_tokens and max_completion_tokens mean the same, and differ"
             raise ApiError(400, words, param="max_tokens")
         wanted = next((limit for limit in limits if limit is not None), None)
-        temperature = serving.number(body, "temperature", 0, 2)
-        top_p = serving.number(body, "top_p", 0, 1)
+        temperature = openai_api.number(body, "temperature", 0, 2)
+        top_p = openai_api.number(body, "top_p", 0, 1)
         if top_p == 0:
             raise ApiError(400, "top_p has to be more than 0", param="top_p")
-        seed = serving.whole_number(body, "seed", -(2**63), 2**63 - 1)
-        stop = read_stop(body.get("stop"))
+        seed = openai_api.whole_number(body, "seed", -(2**63), 2**63 - 1)
+        stop = parameters.read_stop(body.get("stop"))
         if body.get("user") is not None:
-            serving.text(body["user"], "user")
+            openai_api.text(body["user"], "user")
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self.prompt_thread, self.make_prompt, messages)
         length = int(prompt.shape[-1])
@@ -286,12 +203,12 @@ class Chat:
             raise ApiError(400, words, param="messages") from error
         return encoded["input_ids"]
 
-    async def collect(self, task: Task, request: Request) -> tuple[str, Outcome]:
+    async def collect(self, generation: Generation, request: Request) -> tuple[str, Outcome]:
         """The whole text of an answer; no longer computed once the client goes away."""
 
         async def gather() -> tuple[str, Outcome]:
             pieces: list[str] = []
-            async for piece in self.pieces(task):
+            async for piece in generation.read():
                 if isinstance(piece, Outcome):
                     return "".join(pieces), piece
                 pieces.append(piece)
@@ -308,7 +225,9 @@ class Chat:
             gathering.cancel()
             watching.cancel()
 
-    async def stream(self, task: Task, answer: dict[str, Any], usage_wanted: bool) -> AsyncIterator[str]:
+    async def stream(
+        self, generation: Generation, answer: dict[str, Any], usage_wanted: bool
+    ) -> AsyncIterator[str]:
         """The events of an answer, as text/event-stream."""
 
         def event(choices: list[dict[str, Any]], **others: Any) -> str:
@@ -320,38 +239,38 @@ class Chat:
 
         try:
             yield event(choice({"role": "assistant", "content": ""}))
-            async for piece in self.pieces(task):
+            async for piece in generation.read():
                 if isinstance(piece, str):
                     yield event(choice({"content": piece}))
                     continue
                 yield event(choice({}, piece.finish_reason))
                 if usage_wanted:
-                    yield event([], usage=count_usage(task, piece))
+                    yield event([], usage=count_usage(generation.task, piece))
         except Exception as error:  # The status is long sent; the stream is the only place left to tell it.
             serving.log("error", "request_failed", **serving.describe_error(error))
             failure = ApiError(500, "the model could not answer", code="internal_error")
             yield f"data: {json.dumps(failure.body)}\n\n"
         yield "data: [DONE]\n\n"
 
-    async def pieces(self, task: Task) -> AsyncGenerator[str | Outcome, None]:
-        """The pieces of an answer as they are generated, and how it ended. Closing this ends it early."""
+    def start(self, task: Task) -> Generation:
+        """Put a task into the queue before the model; ApiError 503 where that is full."""
+        if self.waiting >= self.max_waiting:
+            raise ApiError(503, "too many requests are waiting already; try again later", code="overloaded")
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[str | None] = asyncio.Queue()
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
         given_up = threading.Event()
 
         def emit(text: str) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, text)
+            loop.call_soon_threadsafe(pieces.put_nowait, text)
+
+        def end(_: object) -> None:
+            self.waiting -= 1
+            pieces.put_nowait(None)
 
         self.waiting += 1
-        try:
-            generating = loop.run_in_executor(self.thread, self.generate, task, emit, given_up)
-            generating.add_done_callback(lambda _: queue.put_nowait(None))
-            while (text := await queue.get()) is not None:
-                yield text
-            yield await generating
-        finally:
-            self.waiting -= 1
-            given_up.set()
+        outcome = loop.run_in_executor(self.thread, self.generate, task, emit, given_up)
+        outcome.add_done_callback(end)
+        return Generation(task, pieces, given_up, outcome)
 
     def generate(self, task: Task, emit: Callable[[str], None], given_up: threading.Event) -> Outcome:
         """Generate one answer, in the model's thread, until it ends or is given up."""
@@ -419,60 +338,6 @@ def count_usage(task: Task, outcome: Outcome) -> dict[str, int]:
         "completion_tokens": outcome.completion_tokens,
         "total_tokens": total,
     }
-
-
-def read_messages(value: Any) -> list[dict[str, str]]:
-    """The messages of a chat, each a role and a text."""
-    if not isinstance(value, list) or not value:
-        raise ApiError(400, "messages has to be a list of messages, not empty", param="messages")
-    messages = []
-    for index, entry in enumerate(value):
-        name = f"messages[{index}]"
-        if not isinstance(entry, dict):
-            raise ApiError(400, f"{name} has to be an object", param="messages")
-        unknown = [
-            key for key, given in entry.items() if key not in ("role", "content") and given is not None
-        ]
-        if unknown:
-            raise ApiError(400, f"{name} has keys that are not supported: {unknown}"[:300], param="messages")
-        if entry.get("role") not in ROLES:
-            raise ApiError(400, f"{name}.role has to be one of: {', '.join(ROLES)}", param="messages")
-        content = read_content(entry.get("content"), f"{name}.content")
-        messages.append({"role": entry["role"], "content": content})
-    return messages
-
-
-def read_content(value: Any, name: str) -> str:
-    """A message's text: a string, or parts that are text."""
-    if not isinstance(value, list):
-        return serving.text(value, name)
-    texts = []
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text" or set(part) != {"type", "text"}:
-            raise ApiError(400, f"{name} may have text parts only", param="messages")
-        texts.append(serving.text(part["text"], name))
-    return "".join(texts)
-
-
-def read_stop(value: Any) -> tuple[str, ...]:
-    """The strings that end an answer: one, or up to four."""
-    values = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or len(values) > 4:
-        raise ApiError(400, "stop has to be a string or a list of at most 4 strings", param="stop")
-    if not all(serving.text(entry, "stop") for entry in values):
-        raise ApiError(400, "stop has an empty string", param="stop")
-    return tuple(values)
-
-
-def read_stream_options(body: Mapping[str, Any], stream: bool) -> bool:
-    """Whether a stream is to end with the usage."""
-    options = body.get("stream_options")
-    if options is None:
-        return False
-    if not stream or not isinstance(options, dict) or not set(options) <= {"include_usage"}:
-        words = "stream_options may have include_usage only, and only where stream is true"
-        raise ApiError(400, words, param="stream_options")
-    return serving.flag(options, "include_usage")
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ class BuildxBuilder:
         with ExitStack() as stack:
             private = stack.enter_context(_private_folder())
             environment = self._environment(private, request)
-            image_file = private / "image-id"
+            metadata = private / "metadata.json"
             arguments = [program, "build", "--progress=rawjson", "--load"]
-            arguments += ["--provenance=false", "--sbom=false", f"--iidfile={image_file}"]
+            arguments += ["--provenance=false", "--sbom=false", f"--metadata-file={metadata}"]
             arguments += [f"--tag={tag}" for tag in request.tags]
             arguments += [f"--label={name}={value}" for name, value in sorted(request.labels.items())]
             arguments += [f"--target={request.target}"] if request.target else []
@@ -85,10 +85,23 @@ class BuildxBuilder:
                 raise build_error(
                     Redactor(request.secrets.values())(said or f"buildx ended with {code}"), trace
                 )
-            try:
-                return image_file.read_text().strip()
-            except OSError as error:
-                raise EngineError("buildx did not say which image it built") from error
+            return self._image_id(metadata)
+
+    def _image_id(self, metadata: Path) -> str:
+        """Return the id of the image that buildx describes: its config's digest, or its manifest's.
+
+        Raises:
+            EngineError: buildx says nothing, or of an image that the engine does not have.
+        """
+        try:
+            described = json.loads(metadata.read_bytes())
+            digests = [described.get(f"containerimage.{kind}") for kind in ("config.digest", "digest")]
+        except (OSError, ValueError, AttributeError) as error:
+            raise EngineError("buildx did not say which image it built") from error
+        for digest in digests:
+            if isinstance(digest, str) and (image := self._engine.image(digest)) is not None:
+                return image.id
+        raise EngineError("buildx built an image that is not in the engine")
 
     def _environment(self, private: Path, request: BuildRequest) -> dict[str, str]:
         """Return what buildx sees: no secret of ours, one engine, and a Docker configuration of its own."""

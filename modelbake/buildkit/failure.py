@@ -16,7 +16,7 @@ import requests
 import urllib3
 from docker import errors as docker_errors
 
-from modelbake.buildkit.progress import Trace
+from modelbake.buildkit.progress import Trace, short_name
 from modelbake.errors import (
     BuildFailed,
     DiskFull,
@@ -39,7 +39,6 @@ START_AN_ENGINE = (
     'start Docker, set DOCKER_HOST, or run `eval "$(scripts/engine up)"` for an engine of your own'
 )
 _FREE_SPACE = "free space where the engine keeps its data: `docker system df`, `docker buildx prune`"
-_SHOWN_LINES = 20  # of a failed step's log, in the error message
 
 try:  # what the SDK needs for ssh:// hosts, and lets its exceptions through
     from paramiko.ssh_exception import SSHException
@@ -59,8 +58,9 @@ FOREIGN: tuple[type[Exception], ...] = (
 )
 """Every class that a conversation with the engine may raise."""
 
-# The program images/builder/fetch.py ends with one of these codes, and says why in its last line.
-_FETCH_ERRORS: dict[int, tuple[type[ModelbakeError], str]] = {
+_CHECK_INDEX = "check MODELBAKE_INDEX_URL, or the file that MODELBAKE_PIP_CONFIG names"
+# The programs of images/builder end with one of these codes, and say why in their last line.
+_PROGRAM_ERRORS: dict[int, tuple[type[ModelbakeError], str]] = {
     20: (SourceAuthError, "check that HF_TOKEN is valid and may read this repository"),
     21: (SourceGatedError, "accept the terms of the repository on its page, with the account of the token"),
     22: (SourceNotFound, "the locked commit is gone, or the token may not see it: run `build.py lock`"),
@@ -69,9 +69,18 @@ _FETCH_ERRORS: dict[int, tuple[type[ModelbakeError], str]] = {
     25: (SecretMissing, "set HF_TOKEN, or log in with `hf auth login`"),
     26: (DiskFull, _FREE_SPACE),
     27: (BuildFailed, ""),
+    30: (BuildFailed, "the index serves another file than is pinned: ask who runs it, or compile new pins"),
+    31: (BuildFailed, _CHECK_INDEX),
+    32: (BuildFailed, _CHECK_INDEX),
+    33: (BuildFailed, "give the network's own CA with --ca-bundle or MODELBAKE_CA_BUNDLE"),
+    34: (DiskFull, _FREE_SPACE),
+    35: (BuildFailed, ""),
+    36: (BuildFailed, "use a base image with Python 3.11 and its venv module"),
+    37: (BuildFailed, _CHECK_INDEX),
 }
 _ABSENT_SECRET = re.compile(r"secret (\S+): not found")
 _STEP_ENDED = re.compile(r"did not complete successfully: (exit code: \d+|[^\n]+)")
+_PROGRAM = re.compile(r"\b(?:fetch|install)\.py\b")
 _EXIT_CODE = re.compile(r"exit code: (\d+)")
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 _BASE_IMAGE = re.compile(r"failed to resolve source metadata for (\S+?): ")
@@ -169,9 +178,10 @@ def build_error(text: str, trace: Trace) -> ModelbakeError:
         trace: what happened until then; names the failed step and has its last lines.
     """
     name, error, lines = trace.failed or ("build", "", ())
+    name = short_name(name)
     said = f"{text}\n{error}"
-    if fetched := _fetch_error(name, said, lines):
-        return fetched
+    if told := _program_error(name, said, lines):
+        return told
     if _NO_SPACE.search("\n".join((said, *lines))):
         return DiskFull("no space left on the engine's disk", subject=name, hint=_FREE_SPACE)
     if ended := _STEP_ENDED.search(said):
@@ -195,8 +205,8 @@ def _pull_error(text: str, step: str, said: str) -> ModelbakeError:
     return BuildFailed(f"the base image cannot be pulled: {said}", subject=subject)
 
 
-def _fetch_error(step: str, said: str, lines: Sequence[str]) -> ModelbakeError | None:
-    """Find fetch.py's last word; where the log was clipped, its exit code tells as much."""
+def _program_error(step: str, said: str, lines: Sequence[str]) -> ModelbakeError | None:
+    """Find the program's last word; where the log was clipped, its exit code tells as much."""
     for line in reversed(lines):
         if '"error"' not in line:
             continue
@@ -207,22 +217,22 @@ def _fetch_error(step: str, said: str, lines: Sequence[str]) -> ModelbakeError |
         if not isinstance(record, dict) or record.get("event") != "error":
             continue
         code = record.get("code")
-        if isinstance(code, int) and code in _FETCH_ERRORS:
-            cls, hint = _FETCH_ERRORS[code]
-            message = str(record.get("message", "the weights could not be fetched"))
+        if isinstance(code, int) and code in _PROGRAM_ERRORS:
+            cls, hint = _PROGRAM_ERRORS[code]
+            message = str(record.get("message", "the step failed"))
             file = record.get("file")
             if isinstance(file, str) and file not in message:
                 message = f"{file}: {message}"
             return cls(message, subject=step, hint=hint)
     ended = _EXIT_CODE.search(said)
-    if ended and "fetch.py" in step and int(ended[1]) in _FETCH_ERRORS:
-        cls, hint = _FETCH_ERRORS[int(ended[1])]
-        return cls(_with_lines("the weights could not be fetched", lines), subject=step, hint=hint)
+    if ended and _PROGRAM.search(step) and int(ended[1]) in _PROGRAM_ERRORS:
+        cls, hint = _PROGRAM_ERRORS[int(ended[1])]
+        return cls(_with_lines(f"the step failed with code {ended[1]}", lines), subject=step, hint=hint)
     return None
 
 
 def _with_lines(message: str, lines: Sequence[str]) -> str:
-    shown = [line for line in lines if line.strip()][-_SHOWN_LINES:]
+    shown = [line for line in lines if line.strip()]
     return (
         "\n".join((f"{message}; its last lines:", *(f"    {line}" for line in shown))) if shown else message
     )

@@ -28,7 +28,9 @@ __all__ = [
     "Warned",
 ]
 
-TAIL_LINES = 60  # log lines remembered of each step, to be shown when it fails
+TAIL_LINES = 15  # log lines remembered of each stream of each step, to be shown when it fails
+_MOUNT = re.compile(r"--mount=\S+\s+")
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _LONGEST_LINE = 64 * 1024  # characters; a longer line is passed on in pieces
 _OVERLAP = 4096  # characters kept back at such a cut, so that no secret is cut in two
 # Colours, cursor movements, titles (ECMA-48 CSI and OSC), then every other control character but tab.
@@ -86,7 +88,16 @@ class _Step:
     error: str = ""
     started: float | None = None
     running: bool = False
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    written: int = 0  # lines
+    tails: dict[int, deque[tuple[int, str]]] = field(default_factory=dict)  # by stream: (number, line)
+
+    def remember(self, stream: int, line: str) -> None:
+        self.written += 1
+        self.tails.setdefault(stream, deque(maxlen=TAIL_LINES)).append((self.written, line))
+
+    def last_lines(self) -> tuple[str, ...]:
+        """The last lines of each stream in the order they came: one must not push the other's reason out."""
+        return tuple(line for _, line in sorted(line for tail in self.tails.values() for line in tail))
 
 
 class _Lines:
@@ -149,7 +160,7 @@ class Trace:
         """The first step that failed by itself: (name, error, last log lines); None where there is none."""
         for step in self._steps.values():
             if step.error and not _is_cancelled(step.error):
-                return step.name, step.error, tuple(step.tail)
+                return step.name, step.error, step.last_lines()
         return None
 
     def _started(self, vertex: VertexState) -> Iterator[BuildEvent]:
@@ -183,9 +194,14 @@ class Trace:
     def _logged(self, vertex: str, stream: int, lines: Iterator[str]) -> Iterator[BuildEvent]:
         step = self._steps.setdefault(vertex, _Step())
         for line in lines:
-            step.tail.append(line)
+            step.remember(stream, line)
             yield Log(vertex, step.name, "stderr" if stream == 2 else "stdout", line)
 
 
 def _is_cancelled(error: str) -> bool:
     return error.endswith(("context canceled", "Canceled: grpc: the client connection is closing"))
+
+
+def short_name(vertex_name: str) -> str:
+    """Return a step's name without the mounts of its RUN, and with digests cut to 12 digits."""
+    return _DIGEST.sub(r"\1", _MOUNT.sub("", vertex_name))

@@ -183,3 +183,25 @@ def test_one_models_failure_does_not_stop_the_others(locked: World) -> None:
     assert ran.code == errors.WrongBytes.exit_code
     assert ran.out.startswith("tiny sha256:")
     assert "1 of 2 models failed: bad" in ran.err
+
+
+def test_an_index_that_cannot_be_reached(world: World) -> None:
+    world.repo("acme/tiny", {"config.json": b"{}"})
+    (world.folder / "runtimes/needy").mkdir(parents=True)
+    runtime = (world.images / "tiny/runtime.yaml").read_text()
+    (world.folder / "runtimes/needy/runtime.yaml").write_text(runtime + "builds: {cuda: requirements.txt}\n")
+    (world.folder / "runtimes/needy/server.py").write_bytes((world.images / "tiny/server.py").read_bytes())
+    pin = f"idna==3.20 --hash=sha256:{os.urandom(32).hex()}\n"
+    (world.folder / "runtimes/needy/requirements.txt").write_text(pin)
+    world.images = world.folder / "runtimes"
+    world.models(tiny={"runtime": "needy"})
+    world.run("lock")
+    ran = world.build_py("build", "tiny")
+    _failed(ran, errors.BuildFailed, "idna", "do not have the pinned hash")
+    nowhere = {
+        "MODELBAKE_INDEX_URL": "http://user:s3cret-password@127.0.0.1:9/simple",
+        "MODELBAKE_PIP_CONFIG": None,
+    }
+    ran = world.build_py("build", "tiny", **nowhere)
+    _failed(ran, errors.BuildFailed, "cannot be reached", "MODELBAKE_INDEX_URL")
+    assert "s3cret-password" not in ran.err

@@ -37,14 +37,14 @@ class _Login(paramiko.ServerInterface):
             engine.connect(self._engine)
 
             def back() -> None:
-                with suppress(OSError):
+                with suppress(OSError, EOFError):
                     while data := engine.recv(65536):
                         channel.sendall(data)
                 channel.close()
 
             thread = threading.Thread(target=back, daemon=True)
             thread.start()
-            with suppress(OSError):
+            with suppress(OSError, EOFError):
                 while data := channel.recv(65536):
                     engine.sendall(data)
                 engine.shutdown(socket.SHUT_RDWR)

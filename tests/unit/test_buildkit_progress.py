@@ -254,6 +254,18 @@ def failed_trace(error: str, lines: str = "", name: str = RUN.name) -> Trace:
     return trace
 
 
+def test_a_chatty_stream_does_not_hide_the_other() -> None:
+    trace = Trace()
+    pieces = [
+        LogPiece("sha256:1", 2, b"the reason\n"),
+        LogPiece("sha256:1", 1, b"%d\n" * 100 % (*range(100),)),
+    ]
+    list(trace.update(StatusUpdate(vertexes=(RUN,), logs=tuple(pieces))))
+    list(trace.update(StatusUpdate(vertexes=(replace(RUN, completed=101.0, error="boom"),))))
+    assert trace.failed is not None
+    assert trace.failed[2] == ("the reason", *map(str, range(85, 100)))
+
+
 def test_the_cancelled_step_is_not_the_failed_one() -> None:
     trace = Trace()
     cancelled = VertexState("sha256:2", "other", started=1.0, completed=2.0, error="rpc: context canceled")

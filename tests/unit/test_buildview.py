@@ -6,9 +6,9 @@ import os
 import pty
 import threading
 
-from modelbake.buildkit.progress import Log, VertexDone, VertexError, VertexStarted
+from modelbake.buildkit.progress import Log, VertexDone, VertexError, VertexStarted, short_name
 from modelbake.buildkit.status import Transfer
-from modelbake.buildview import BuildView, short_name, stage
+from modelbake.buildview import BuildView, stage
 from modelbake.credentials import Redactor, Secret
 from modelbake.output import Output
 

@@ -396,3 +396,30 @@ def test_what_fetch_needs_is_pinned() -> None:
     assert text.count("--hash=sha256:") >= len(pinned)
     assert "file:" not in text
     assert "find-links" not in text
+
+
+@pytest.mark.parametrize(
+    ("requirement", "secret", "asked"),
+    [
+        ("torch==2.13.0+cpu", None, True),
+        ("torch==2.13.0", None, False),
+        ("torch==2.13.0+cpu", "pip_config", False),
+        ("torch==2.13.0+cpu", "index_url", False),
+    ],
+)
+def test_a_cpu_build_is_looked_for_where_pytorch_has_it(
+    ready: Bench, requirement: str, secret: str | None, asked: bool
+) -> None:
+    """Run in a process of its own, with the environment that pip would see instead of pip."""
+    for given in ready.secrets.iterdir():
+        given.unlink()
+    if secret:
+        ready.secret(secret, "http://127.0.0.1:9/simple" if secret == "index_url" else "[global]\n")
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import install; from pathlib import Path;"
+        "print(install._pip_environment(Path('/'), Path(sys.executable), Path(sys.argv[2]), sys.argv[3])"
+        ".get('PIP_EXTRA_INDEX_URL', ''))"
+    )
+    command = [sys.executable, "-c", program, str(INSTALL.parent), str(ready.secrets), requirement]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ("download.pytorch.org/whl/cpu" in said) is asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import importlib
 import importlib.util
 import json
 import random
@@ -257,10 +256,10 @@ def test_a_client_that_goes_away_frees_the_model(server: ModelServer) -> None:
 def test_too_many_requests_are_refused(server: ModelServer) -> None:
     with ThreadPoolExecutor(12) as pool:
         replies = list(pool.map(lambda _: post(server, max_tokens=200, temperature=2), range(12)))
-    statuses = {reply.status for reply in replies}
-    assert statuses == {200, 503}
-    refused = next(reply for reply in replies if reply.status == 503)
-    assert refused.error["code"] == "overloaded"
+    assert {reply.status for reply in replies} == {200, 503}
+    refused = [reply for reply in replies if reply.status == 503]
+    assert {reply.error["code"] for reply in refused} == {"overloaded"}
+    assert len(replies) - len(refused) >= 4
 
 
 def test_models_health_and_metrics(server: ModelServer) -> None:
@@ -326,12 +325,11 @@ def rename_tensor(path: Path, old: str, new: str) -> None:
 
 @pytest.fixture(scope="module")
 def program() -> Any:
-    """The server's module, for the parts of it that need no model."""
-    spec = importlib.util.spec_from_file_location("chat_server", IMAGES / "transformers" / "server.py")
+    """The part of the server that needs no model."""
+    spec = importlib.util.spec_from_file_location("chat_pieces", IMAGES / "transformers" / "pieces.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    importlib.import_module("sys").modules["chat_server"] = module
     spec.loader.exec_module(module)
     return module
 

@@ -1,0 +1,88 @@
+"""What a chat request may say, in the form of OpenAI's API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import openai_api
+from openai_api import ApiError
+
+PARAMETERS = {
+    "messages",
+    "model",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "stream",
+    "stream_options",
+    "user",
+}
+# What clients send although it asks for nothing: possible with this very value, refused with any other.
+NEUTRAL: dict[str, object] = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False}
+ROLES = ("system", "user", "assistant")
+
+
+def check(body: Mapping[str, Any]) -> None:
+    """Refuse what is not supported."""
+    for name, value in NEUTRAL.items():
+        if body.get(name) is not None and (body[name] != value or type(body[name]) is not type(value)):
+            raise ApiError(400, f"{name} is not supported, but as {value!r}", param=name)
+    openai_api.check_known(body, PARAMETERS | set(NEUTRAL))
+
+
+def read_messages(value: Any) -> list[dict[str, str]]:
+    """The messages of a chat, each a role and a text."""
+    if not isinstance(value, list) or not value:
+        raise ApiError(400, "messages has to be a list of messages, not empty", param="messages")
+    messages = []
+    for index, entry in enumerate(value):
+        name = f"messages[{index}]"
+        if not isinstance(entry, dict):
+            raise ApiError(400, f"{name} has to be an object", param="messages")
+        unknown = [
+            key for key, given in entry.items() if key not in ("role", "content") and given is not None
+        ]
+        if unknown:
+            raise ApiError(400, f"{name} has keys that are not supported: {unknown}"[:300], param="messages")
+        if entry.get("role") not in ROLES:
+            raise ApiError(400, f"{name}.role has to be one of: {', '.join(ROLES)}", param="messages")
+        content = read_content(entry.get("content"), f"{name}.content")
+        messages.append({"role": entry["role"], "content": content})
+    return messages
+
+
+def read_content(value: Any, name: str) -> str:
+    """A message's text: a string, or parts that are text."""
+    if not isinstance(value, list):
+        return openai_api.text(value, name)
+    texts = []
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text" or set(part) != {"type", "text"}:
+            raise ApiError(400, f"{name} may have text parts only", param="messages")
+        texts.append(openai_api.text(part["text"], name))
+    return "".join(texts)
+
+
+def read_stop(value: Any) -> tuple[str, ...]:
+    """The strings that end an answer: one, or up to four."""
+    values = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or len(values) > 4:
+        raise ApiError(400, "stop has to be a string or a list of at most 4 strings", param="stop")
+    if not all(openai_api.text(entry, "stop") for entry in values):
+        raise ApiError(400, "stop has an empty string", param="stop")
+    return tuple(values)
+
+
+def read_stream_options(body: Mapping[str, Any], stream: bool) -> bool:
+    """Whether a stream is to end with the usage."""
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not stream or not isinstance(options, dict) or not set(options) <= {"include_usage"}:
+        words = "stream_options may have include_usage only, and only where stream is true"
+        raise ApiError(400, words, param="stream_options")
+    return openai_api.flag(options, "include_usage")
