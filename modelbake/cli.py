@@ -11,6 +11,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,8 +31,8 @@ class _Parser(argparse.ArgumentParser):
     """Raises UsageError instead of ending the program, with a suggestion for a mistyped verb."""
 
     def error(self, message: str) -> NoReturn:
-        typed = next((word for word in sys.argv[1:] if f"invalid choice: {word!r}" in message), "")
-        close = difflib.get_close_matches(typed, VERBS, n=1)
+        typed = re.search(r"invalid choice: '(\w+)'", message)
+        close = difflib.get_close_matches(typed[1], VERBS, n=1) if typed else []
         hint = f"did you mean `{close[0]}`?" if close else f"`{self.prog} --help` says what there is"
         raise UsageError(message, hint=hint)
 
@@ -43,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
-    output = Output()
+    # Known before the arguments are parsed, because what is wrong with them is said in this form too.
+    as_json = "--log-format=json" in argv or ("--log-format", "json") in zip(argv, argv[1:], strict=False)
+    output = Output(log_format="json" if as_json else "text")
     # A CI job is cancelled by SIGTERM: it has to clean up exactly as Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         args = _parser().parse_args(argv)
-        output = Output(log_format=args.log_format)
         workspace = Workspace(file=args.file, **({"images": args.images} if args.images else {}))
         importlib.import_module(f"modelbake.verbs.{args.verb}").run(args, workspace, output)
         sys.stdout.flush()

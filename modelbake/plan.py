@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from modelbake.config import Config, ModelSpec
@@ -37,14 +38,15 @@ class WeightGroup:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    @cached_property
     def manifest(self) -> bytes:
-        """Return what the builder stage is keyed by: paths, sizes and digests, not where they come from."""
+        """What the builder stage is keyed by: paths, sizes and digests, not where they come from."""
         return encode_json({"schema": 1, "files": [_file_facts(file) for file in self.files]})
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """64 hex digits naming this group's content."""
-        return hashlib.sha256(self.manifest()).hexdigest()
+        return hashlib.sha256(self.manifest).hexdigest()
 
 
 @dataclass(frozen=True)

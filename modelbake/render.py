@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
         "requirements.txt": _read(plan.runtime.directory / plan.requirements) if plan.requirements else b"",
     }
     for group in plan.groups:
-        files[f"weights/{group.digest}/manifest.json"] = group.manifest()
+        files[f"weights/{group.digest}/manifest.json"] = group.manifest
     for folder in ("builder", "start"):
         for program in sorted((programs / folder).glob("*.py")):
             files[f"{folder}/{program.name}"] = _read(program)
@@ -43,6 +44,15 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
 
 
 def _dockerfile(plan: BuildPlan, templates: Path) -> str:
+    try:
+        return _environment(templates).get_template("Dockerfile.j2").render(plan=plan)
+    except jinja2.TemplateError as error:
+        where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"
+        raise RenderError(str(error), subject=str(templates / where)) from error
+
+
+@cache  # compiling the template takes longer than all the rest, and every model of a run uses the same
+def _environment(templates: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates),
         undefined=jinja2.StrictUndefined,
@@ -53,11 +63,7 @@ def _dockerfile(plan: BuildPlan, templates: Path) -> str:
     )
     environment.filters["exec_form"] = exec_form
     environment.filters["quoted"] = quoted
-    try:
-        return environment.get_template("Dockerfile.j2").render(plan=plan)
-    except jinja2.TemplateError as error:
-        where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"
-        raise RenderError(str(error), subject=str(templates / where)) from error
+    return environment
 
 
 def exec_form(words: Any) -> str:

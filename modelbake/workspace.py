@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from modelbake.context import Context
     from modelbake.lock import Lock, LockedModel
     from modelbake.plan import BuildPlan
+    from modelbake.runtime import Runtime
 
 _TOOLKIT = Path(__file__).resolve().parent.parent
 
@@ -37,15 +39,18 @@ class Workspace:
         """The folder of smoke reports beside models.yaml."""
         return self.file.with_name("reports")
 
-    @cached_property
+    @property
     def config(self) -> Config:
         """models.yaml, checked, with every runtime it names. Raises ConfigError."""
+        return self._read[0]
+
+    @cached_property
+    def _read(self) -> tuple[Config, Mapping[str, Runtime]]:
         from modelbake.config import load_config
         from modelbake.runtime import check_runtimes
 
         config = load_config(self.file)
-        check_runtimes(config, self.images)
-        return config
+        return config, check_runtimes(config, self.images)
 
     @cached_property
     def lock(self) -> Lock:
@@ -63,9 +68,9 @@ class Workspace:
     def plan(self, spec: ModelSpec) -> BuildPlan:
         """Resolve one model to a plan."""
         from modelbake.plan import make_plan
-        from modelbake.runtime import load_runtime
 
-        return make_plan(self.config, spec, self.locked(spec), load_runtime(self.images, spec.runtime))
+        config, runtimes = self._read
+        return make_plan(config, spec, self.locked(spec), runtimes[spec.runtime])
 
     def context(self, plan: BuildPlan) -> Context:
         """Render a plan to its build context."""

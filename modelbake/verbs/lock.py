@@ -106,7 +106,7 @@ def _check(
         output.result(str(drift))
     if drifts:
         raise LockDrift(
-            f"{len(drifts)} differences",
+            f"{len(drifts)} difference{'s' if len(drifts) > 1 else ''}",
             subject=str(workspace.lock_path),
             hint="run `build.py lock`, look at the difference, and commit models.lock",
         )

@@ -52,9 +52,9 @@ def test_many_shards_are_merged_below_the_limit_of_layers() -> None:
 def test_the_group_manifest_says_what_and_never_where() -> None:
     plan = planned()
     for group in plan.groups:
-        manifest = json.loads(group.manifest())
+        manifest = json.loads(group.manifest)
         assert set(manifest) == {"schema", "files"}
-        assert plan.locked.commit not in group.manifest().decode()
+        assert plan.locked.commit not in group.manifest.decode()
     where = json.loads(plan.sources())
     assert where == {
         "schema": 1,

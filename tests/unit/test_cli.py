@@ -1,0 +1,141 @@
+"""The command line as a process: exit codes, streams, and no traceback whatever is typed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modelbake import errors
+from modelbake.cli import VERBS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MODELS = """\
+registry: registry.example.com/ml
+models:
+  minilm:
+    version: "1.0.0"
+    source: hf://acme/minilm
+    runtime: embeddings
+"""
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "build.py"), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "models.yaml").write_text(MODELS)
+    return tmp_path
+
+
+def test_check_prints_what_is_declared(folder: Path) -> None:
+    done = _run(folder, "check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "minilm 1.0.0 hf://acme/minilm@main runtime=embeddings device=cuda\n"
+    document = json.loads(_run(folder, "check", "--json").stdout)
+    assert document["models"]["minilm"]["version"] == "1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, ["VERB", "--help"]),
+        (["biuld"], 2, ["did you mean `build`?"]),
+        (["build", "--frobnicate"], 2, ["--frobnicate"]),
+        (["build"], 2, ["name at least one model", "--all"]),
+        (["build", "minilm", "--all"], 2, ["not both"]),
+        (["smoke", "minilim"], 2, ["minilim", "did you mean", "minilm"]),
+        (["render", "minilm"], 2, ["--output"]),
+        (["lock", "--offline"], 2, ["--check"]),
+        (["check", "--file", "absent.yaml"], errors.ConfigError.exit_code, ["absent.yaml", "no such file"]),
+        (["check", "--images", "absent"], errors.ConfigError.exit_code, ["embeddings"]),
+        (
+            ["check", "--schema", "absent/x.json"],
+            errors.ConfigError.exit_code,
+            ["absent/x.json", "cannot write"],
+        ),
+        (["render", "minilm", "--output", "c"], errors.LockMissing.exit_code, ["build.py lock minilm"]),
+        (["build", "minilm"], errors.LockMissing.exit_code, ["build.py lock minilm"]),
+        (["lock", "--check", "--offline"], errors.LockDrift.exit_code, ["1 difference"]),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_its_code(
+    folder: Path, arguments: list[str], code: int, words: list[str]
+) -> None:
+    done = _run(folder, *arguments)
+    assert done.returncode == code, done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(folder: Path, verb: str) -> None:
+    done = _run(folder, verb, "--help")
+    assert done.returncode == 0
+    assert "--log-format" in done.stdout
+    assert verb in _run(folder, "--help").stdout
+
+
+def test_an_error_is_one_json_object_where_asked_for(folder: Path) -> None:
+    done = _run(folder, "build", "minilm", "--log-format", "json")
+    record = json.loads(done.stderr)
+    assert record["event"] == "error"
+    assert record["kind"] == "LockMissing"
+    assert record["exit_code"] == done.returncode == 12
+    assert record["hint"]
+
+
+def test_a_usage_error_is_json_too(folder: Path) -> None:
+    done = _run(folder, "build", "--log-format", "json", "--nonsense")
+    assert json.loads(done.stderr)["kind"] == "UsageError"
+
+
+def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
+    models = "".join(MODELS.split("models:\n")[1].replace("minilm:", f"m{n}:") for n in range(3000))
+    (folder / "models.yaml").write_text(MODELS.split("models:\n")[0] + "models:\n" + models)
+    command = f"{sys.executable} {ROOT / 'build.py'} check | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("m0 ")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_ends_with_130(folder: Path, number: signal.Signals) -> None:
+    """It waits for a hub that accepts a connection and never answers."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub = f"    hub: http://127.0.0.1:{silent.getsockname()[1]}\n"
+        (folder / "models.yaml").write_text(MODELS + hub)
+        command = [sys.executable, str(ROOT / "build.py"), "lock"]
+        with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as running:
+            connection, _ = silent.accept()
+            with connection:
+                time.sleep(0.2)
+                running.send_signal(number)
+                _, said = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert not (folder / "models.lock").exists()
+
+
+def test_importing_the_command_line_is_cheap() -> None:
+    """No library of a verb is loaded before the verb runs: what is imported, not how long it takes."""
+    code = "import sys, modelbake.cli; modelbake.cli._parser(); print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    heavy = {"docker", "huggingface_hub", "pydantic", "httpx2", "rich", "jinja2", "yaml"}
+    assert heavy & set(loaded.stdout.split()) == set()
