@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     # Known before the arguments are parsed, because what is wrong with them is said in this form too.
-    as_json = "--log-format=json" in argv or ("--log-format", "json") in zip(argv, argv[1:], strict=False)
+    as_json = "--log-format=json" in argv or ("--log-format", "json") in pairwise(argv)
     output = Output(log_format="json" if as_json else "text")
     # A CI job is cancelled by SIGTERM: it has to clean up exactly as Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)

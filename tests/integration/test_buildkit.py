@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from modelbake.errors import (
 )
 from tests.integration.conftest import TestRegistry, tar
 from tests.servers.engine_proxy import EngineProxy
+from tests.servers.environment import run_script, shell_exports
 from tests.servers.hub_certificate import make_certificate
 from tests.servers.token_registry import TokenRegistry
 
@@ -581,3 +582,37 @@ def test_an_engine_behind_ssh(
         (tmp_path / ".ssh" / "known_hosts").write_text("")
         with pytest.raises(EngineNotFound, match="not found in known_hosts"):
             connect(server.host)
+
+
+# The other image store
+
+
+@pytest.fixture(scope="module")
+def containerd_host() -> Iterator[str]:
+    """An engine of our own with the containerd image store: there an image's id is its manifest's digest."""
+    name = "bkctrd"
+    yield shell_exports("engine", "up", "--name", name, "--containerd-snapshotter")["DOCKER_HOST"]
+    run_script("engine", "down", "--name", name, "--purge")
+
+
+@pytest.mark.parametrize("fallback", [False, True], ids=["session", "buildx"])
+def test_with_the_containerd_store(containerd_host: str, rootfs: bytes, buildx: str, fallback: bool) -> None:
+    with ExitStack() as stack:
+        host = containerd_host
+        if fallback:
+            proxy = stack.enter_context(EngineProxy(containerd_host, refuse_sessions=True))
+            host = f"tcp://127.0.0.1:{proxy.port}"
+        engine = stack.enter_context(connect(host))
+        assert engine.info.store == "containerd"
+        engine.api.import_image_from_data(rootfs, repository="modelbake-test/other-store", tag="1")
+        bench, secret = Bench(engine, "modelbake-test/other-store:1"), canary()
+        kept = bench(
+            READ, "COPY data /data", files={"data": "x"}, secrets={"hf_token": secret}, no_cache=True
+        )
+        assert any(hashlib.sha256(secret.reveal_bytes()).hexdigest() in line for line in bench.lines)
+        leaked = bench(LEAK, secrets={"hf_token": secret}, no_cache=True)
+        assert found_in(engine, kept, secret.reveal_bytes()) == set()
+        assert found_in(engine, leaked, secret.reveal_bytes()) == {"layers"}
+        found = engine.image(kept)
+        assert found is not None
+        assert found.id == kept

@@ -40,7 +40,8 @@ class _Login(paramiko.ServerInterface):
                 with suppress(OSError, EOFError):
                     while data := engine.recv(65536):
                         channel.sendall(data)
-                channel.close()
+                with suppress(OSError, EOFError):
+                    channel.close()
 
             thread = threading.Thread(target=back, daemon=True)
             thread.start()
