@@ -13,8 +13,8 @@ import re
 import shutil
 import socket
 import ssl
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from modelbake.buildkit.failure import FOREIGN, START_AN_ENGINE, translate, tran
 from modelbake.containers import Container, ContainerSpec, ContainerState, ExecResult, started
 from modelbake.dockerconfig import split_reference
 from modelbake.engine_push import PushedTag, PushEvent, push
-from modelbake.errors import EngineNotFound, EngineTooOld
+from modelbake.errors import EngineError, EngineNotFound, EngineTooOld
 from modelbake.errors import ImageNotFound as NoSuchImage
 
 if TYPE_CHECKING:
@@ -188,6 +188,20 @@ class Engine:
         reference = split_reference(ref)
         with translating(ref):
             self.api.tag(image_id, reference.name, reference.tag or "latest")
+
+    @contextmanager
+    def tagged(self, image_id: str, ref: str) -> Iterator[None]:
+        """Give an image another name inside the `with` block only; its other names stay.
+
+        Raises:
+            ImageNotFound: there is no such image.
+        """
+        self.tag(image_id, ref)
+        try:
+            yield
+        finally:
+            with suppress(EngineError), translating(ref):
+                self.api.remove_image(ref, noprune=True)
 
     def disk_free(self) -> int | None:
         """Return the bytes free where the engine keeps its data; None for an engine on another machine."""

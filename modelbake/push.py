@@ -82,9 +82,9 @@ def push(
             output.event("already_pushed", f"{repository}:{version} is there already: {there.digest}")
             return PushedImage(f"{repository}@{there.digest}", there.digest, version, already=True)
         candidate = f"{reference.name}:candidate-{image.id.removeprefix('sha256:')[:12]}"
-        engine.tag(image.id, candidate)
         output.event("push_started", f"pushing {candidate}", repository=repository, image_id=image.id)
-        pushed = engine.push(candidate, credentials, _progress(output))
+        with engine.tagged(image.id, candidate):
+            pushed = engine.push(candidate, credentials, _progress(output))
         manifest = release.read_back(pushed.digest, candidate.rpartition(":")[2])
         release.require_blobs(manifest)
         manifest = release.put(manifest)

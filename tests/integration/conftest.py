@@ -143,4 +143,6 @@ def world(services: Services, tmp_path: Path) -> Iterator[World]:
     """A user's folder, and a hub that answers nothing without the token."""
     token = f"hf_{secrets.token_hex(17)}"
     with Hub(tmp_path / "hub", {token: None}, host=services.bridge) as hub:
-        yield World(services, tmp_path, hub, token)
+        made = World(services, tmp_path, hub, token)
+        yield made
+        made.remove_images()

@@ -45,6 +45,9 @@ def test_a_private_model_becomes_an_image_in_a_private_registry(world: World) ->
 
     assert world.run("push").out.strip() == reference, "pushing the same again changes nothing"
     assert not world.hub.token_leaks()
+    names = world.docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}").ok().out.split()
+    assert "modelbake/tiny:1.0.0" in names
+    assert not [name for name in names if world.namespace in name], "no candidate tag stays on the engine"
 
 
 def test_the_image_runs_as_production_would_and_refuses_changed_weights(world: World) -> None:

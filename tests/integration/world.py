@@ -100,9 +100,13 @@ class World:
             **self.services.build_environment,
         }
 
-    @property
-    def repositories(self) -> Path:
-        return self.hub.root
+    def remove_images(self) -> None:
+        """Take this world's images from the engine; its build cache stays, for the next test and run."""
+        models = self.folder / "models.yaml"
+        for name in json.loads(models.read_text())["models"] if models.exists() else ():
+            listed = self.docker("image", "ls", "--quiet", f"modelbake/{name}").out.split()
+            if listed:
+                self.docker("image", "rm", "--force", *dict.fromkeys(listed))
 
     def repo(self, name: str, content: Mapping[str, bytes] | Path = TINY, **facts: Any) -> Repo:
         """Create a private repository at the hub."""
