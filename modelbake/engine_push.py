@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelbake.buildkit.failure import registry_error, translating
-from modelbake.buildkit.solve import json_objects
 from modelbake.dockerconfig import split_reference
+from modelbake.engine_stream import json_objects
 from modelbake.errors import DiskFull, ImageNotFound, ModelbakeError, PushFailed
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from modelbake.credentials import Redactor, Secret
 from modelbake.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
-    from modelbake.buildkit.solve import BuildRequest
+    from modelbake.buildkit.request import BuildRequest
     from modelbake.engine import Engine
 
 _OLDEST = (0, 13)  # the first with --progress=rawjson

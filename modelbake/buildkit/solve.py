@@ -13,8 +13,8 @@ import json
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
 
 import requests
 
@@ -22,10 +22,12 @@ from modelbake.buildkit import wire
 from modelbake.buildkit.buildx import BuildxBuilder
 from modelbake.buildkit.failure import Unsuitable, build_error, translating
 from modelbake.buildkit.progress import BuildEvent, Trace
+from modelbake.buildkit.request import Builder, BuildRequest
 from modelbake.buildkit.services import Services
 from modelbake.buildkit.session import Session
 from modelbake.buildkit.status import decode_status
 from modelbake.credentials import Redactor, Secret
+from modelbake.engine_stream import json_objects
 from modelbake.errors import EngineError
 
 if TYPE_CHECKING:
@@ -42,37 +44,6 @@ class BuiltImage:
     """An image in the engine's store; `id` is 'sha256:...' of its config (containerd store: its manifest)."""
 
     id: str
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What is to be built.
-
-    `context` is a tar with the Dockerfile at its top: bytes, or a file opened for reading. `network` is that
-    of RUN steps: None (the engine's default), 'none' or 'host'.
-    """
-
-    context: bytes | IO[bytes]
-    secrets: Mapping[str, Secret] = field(default_factory=dict)
-    registries: RegistryAuth | None = None
-    target: str | None = None
-    tags: Sequence[str] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    no_cache: bool = False
-    network: str | None = None
-
-
-class Builder(Protocol):
-    """A way to have BuildKit build."""
-
-    def build(self, request: BuildRequest, trace: Trace, on_event: Callable[[BuildEvent], None]) -> str:
-        """Build, feed what happens to `trace` and its events to `on_event`, return the image's id.
-
-        Raises:
-            Unsuitable: this way is closed; nothing was built, the context was not touched.
-            ModelbakeError: the build failed, or the engine did.
-        """
-        ...
 
 
 def build(
@@ -208,30 +179,6 @@ def _parameters(request: BuildRequest) -> _Parameters:
     if request.no_cache:
         parameters["nocache"] = "1"
     return parameters
-
-
-def json_objects(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a stream, one a line, however it is cut into chunks.
-
-    Raises:
-        EngineError: a line is not a JSON object.
-    """
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from (_json_object(line) for line in lines if line.strip())
-    if rest.strip():
-        yield _json_object(rest)
-
-
-def _json_object(line: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(line)
-    except ValueError as error:
-        raise EngineError("the engine's answer is not JSON (a cut connection?)") from error
-    if not isinstance(document, dict):
-        raise EngineError("the engine's answer is not a JSON object")
-    return document
 
 
 def _chunks(response: requests.Response) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modelbake.buildkit.buildx import _credentials, _dockerfile, _Progress, _secret_file
-from modelbake.buildkit.solve import BuildRequest
+from modelbake.buildkit.request import BuildRequest
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
 from modelbake.errors import EngineError

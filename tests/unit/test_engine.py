@@ -16,11 +16,12 @@ import urllib3
 from docker import errors as docker_errors
 
 from modelbake.buildkit.failure import FOREIGN, registry_error, translate
-from modelbake.buildkit.solve import build, json_objects
+from modelbake.buildkit.solve import build
 from modelbake.containers import gpu_request, split_streams
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
 from modelbake.engine import PushEvent, connect
+from modelbake.engine_stream import json_objects
 from modelbake.errors import (
     BuildFailed,
     DiskFull,
