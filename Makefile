@@ -15,10 +15,14 @@ demo: $(STAMP) ## a private model -> verified, smoke-tested image in a password-
 test: $(STAMP) $(REFERENCE) ## every test; starts the engine and the registry that the integration tests need
 	$(BIN)/python -m pytest
 
-check: $(STAMP) ## what CI checks before the tests: format, lint, types
+check: $(STAMP) $(REFERENCE) ## what CI checks before the tests: format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@# The programs of an image have modules of the same name in each folder: one run a folder.
+	for folder in builder start embeddings transformers; do \
+		MYPYPATH=images/start $(BIN)/mypy images/$$folder/*.py || exit 1; done
+	MYPYPATH=scripts $(BIN)/mypy scripts/*.py
 	$(BIN)/python build.py check
 
 pins: $(STAMP) ## compile every hash-pinned requirements file again
