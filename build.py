@@ -1,7 +1,12 @@
 #!/usr/bin/env python3
 """modelbake's command line: `build.py --help` lists the verbs."""
 
-from modelbake.cli import main
+import sys
 
 if __name__ == "__main__":
-    main()
+    try:
+        from modelbake.cli import main
+
+        main()
+    except KeyboardInterrupt:  # before or after modelbake.cli could see to it
+        sys.exit(130)

@@ -26,6 +26,7 @@ from modelbake.output import Output
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_NAME_WIDTH = 36  # characters of a step or file; beside the bar it fits 80 columns
 _LINE_EVERY_SECONDS = 5.0  # how often a transfer says a plain line; CI logs are read later, by people
 
 
@@ -37,11 +38,13 @@ class BuildView:
         self._said: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._bars: Progress | None = _make_bars(output) if output.live else None
+        self._usual_line = output.write_line
         self.fetched_bytes = 0
 
     def __enter__(self) -> Self:
         if self._bars:
             self._bars.start()
+            self._output.write_line = self._line_above_the_bars
         return self
 
     def __exit__(
@@ -49,12 +52,13 @@ class BuildView:
     ) -> None:
         if self._bars:
             self._bars.stop()
+            self._output.write_line = self._usual_line
 
     def __call__(self, event: BuildEvent) -> None:
         """Show one event."""
         if isinstance(event, VertexStarted):
             # No line: BuildKit also starts what it then finds cached, and what is run speaks for itself.
-            self._bar(event.vertex, short_name(event.name), 0, 0)
+            self._bar(event.vertex, stage(short_name(event.name)), 0, 0)
         elif isinstance(event, VertexDone):
             self._drop_bar(event.vertex)
             step = short_name(event.name)
@@ -62,10 +66,7 @@ class BuildView:
             seconds = round(event.seconds, 3)
             self._say("step_done", f"{step}: {how}", step=step, cached=event.cached, seconds=seconds)
         elif isinstance(event, VertexError):
-            self._drop_bar(event.vertex)
-            if not event.cancelled:
-                step = short_name(event.name)
-                self._say("step_failed", f"{step}: {event.message}", level="error", step=step)
+            self._drop_bar(event.vertex)  # what failed, the error that ends the build says, and better
         elif isinstance(event, Log):
             self._log(event)
         elif isinstance(event, Transfer):
@@ -85,6 +86,8 @@ class BuildView:
                 self.fetched_bytes += int(record["bytes"])
                 wanted = ("source", "file", "bytes", "attempts", "sha256", "seconds")
                 self._output.audit(**{key: record[key] for key in wanted})
+            case "error":
+                pass  # likewise
             case None:
                 self._say("step_log", f"{stage(log.name)} | {log.line}", step=log.name)
             case name:
@@ -113,8 +116,14 @@ class BuildView:
         if not self._bars:
             return
         if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(self._output.redactor(name), total=total or None)
-        self._bars.update(self._tasks[key], completed=current, total=total or None)
+            short = name if len(name) <= _NAME_WIDTH else f"...{name[3 - _NAME_WIDTH :]}"
+            self._tasks[key] = self._bars.add_task(self._output.redactor(short), total=None, amount="")
+        amount = f"{current / 1e6:,.1f}/{total / 1e6:,.1f} MB" if total else ""
+        self._bars.update(self._tasks[key], completed=current, total=total or None, amount=amount)
+
+    def _line_above_the_bars(self, line: str) -> None:
+        if self._bars:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _drop_bar(self, key: str) -> None:
         if self._bars and key in self._tasks:
@@ -151,20 +160,12 @@ def _record(line: str) -> dict[str, Any]:
 
 def _make_bars(output: Output) -> Progress:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        DownloadColumn(),
-        TransferSpeedColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[amount]}", markup=False),
     )
     return Progress(*columns, console=Console(file=output.stderr), transient=True)

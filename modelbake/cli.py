@@ -48,8 +48,10 @@ def run(argv: Sequence[str]) -> int:
     # Known before the arguments are parsed, because what is wrong with them is said in this form too.
     as_json = "--log-format=json" in argv or ("--log-format", "json") in pairwise(argv)
     output = Output(log_format="json" if as_json else "text")
-    # A CI job is cancelled by SIGTERM: it has to clean up exactly as Ctrl-C does.
+    # A CI job is cancelled by SIGTERM, a closed terminal sends SIGHUP: both have to clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks to go on
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         args = _parser().parse_args(argv)
         workspace = Workspace(file=args.file, **({"images": args.images} if args.images else {}))
@@ -59,7 +61,9 @@ def run(argv: Sequence[str]) -> int:
     except ModelbakeError as error:
         return _report(output, error)
     except KeyboardInterrupt:
-        return _report(output, Interrupted("interrupted; nothing was left running"))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # everything has been cleaned up: only the message is left
+        return _report(output, Interrupted("interrupted"))
     except BrokenPipeError:
         # The reader of stdout went away (`build.py check | head`). Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,9 +19,13 @@ _INDEX = ".context-files"  # what `write` wrote, so that the next one knows what
 
 @dataclass(frozen=True)
 class Context:
-    """Files of a context by their relative path with forward slashes."""
+    """Files of a context by their relative path with forward slashes.
+
+    `digest` names what is built of them: `sha256:...`, also in the image's label `io.modelbake.plan`.
+    """
 
     files: Mapping[str, bytes]
+    digest: str = ""
 
     def tar(self) -> bytes:
         """Return the tar the engine is sent: sorted, owned by 0:0, modes 0644, times 0."""

@@ -25,11 +25,12 @@ class Secret:
     __slots__ = ("_value",)
 
     def __init__(self, value: str | bytes) -> None:
-        self._value = value.encode() if isinstance(value, str) else value
+        # As the environment gives it: bytes that are no text come as surrogates, and go as they came.
+        self._value = os.fsencode(value) if isinstance(value, str) else value
 
     def reveal(self) -> str:
         """Return the value as text; call this only where it is handed to the party it is meant for."""
-        return self._value.decode()
+        return os.fsdecode(self._value)
 
     def reveal_bytes(self) -> bytes:
         """Return the value as bytes."""

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Literal
 
 from modelbake import engine as engines
+from modelbake.buildkit.solve import ways_to_build
 from modelbake.config import ModelSpec
 from modelbake.credentials import Redactor, Secret, hub_token
-from modelbake.dockerconfig import RegistryAuth
+from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.engine import Engine
 from modelbake.errors import GpuUnavailable, ModelbakeError
 from modelbake.registry import Registry
@@ -66,23 +67,31 @@ def examine(workspace: Workspace, redactor: Redactor) -> list[Finding]:
         config = workspace.config
     except ModelbakeError:
         return findings
-    token = hub_token()
-    if token:
-        redactor.add(token)
+
+    def hub(spec: ModelSpec) -> Finding:
+        token = hub_token()
+        if token:
+            redactor.add(token)
+        return _hub(spec, token)
+
     # One model of each hub stands for all: `lock --check` asks for every one of them.
     for spec in {spec.hub: spec for spec in config.models.values()}.values():
-        look("hub", partial(_hub, spec, token))
+        look("hub", partial(hub, spec))
+    for base in dict.fromkeys(workspace.bases()):
+        look("base", partial(_base, base))
     look("registry", lambda: _registry(config.registry))
     return findings
 
 
 def _models(workspace: Workspace) -> Finding:
-    return Finding("models.yaml", "ok", f"{len(workspace.config.models)} models in {workspace.file}")
+    names = list(workspace.config.models)
+    listed = ", ".join(names[:5]) + (", ..." if names[5:] else "")
+    return Finding("models.yaml", "ok", f"{workspace.file} has {listed}")
 
 
 def _buildkit(engine: Engine) -> Finding:
-    engine.require_buildkit()
-    return Finding("buildkit", "ok", "this engine builds with secret mounts and linked layers")
+    how = ways_to_build(engine)
+    return Finding("buildkit", "ok", f"this engine builds with secret mounts, over {how}")
 
 
 def _gpu(engine: Engine, workspace: Workspace) -> Finding:
@@ -114,6 +123,17 @@ def _hub(spec: ModelSpec, token: Secret | None) -> Finding:
     source_for(spec.source, token).head(spec)
     how = "with the token" if token else "without a token"
     return Finding("hub", "ok", f"{spec.hub} shows {spec.source} {how}")
+
+
+def _base(base: str) -> Finding:
+    """Ask the base image's registry for its manifest, with the credentials a build would use."""
+    reference = split_reference(base)
+    with Registry(reference.registry, RegistryAuth().for_registry(reference.registry)) as connection:
+        found = connection.manifest(reference.repository, reference.digest or "")
+    if found is None:
+        remedy = "name a digest that is there with `base:` in models.yaml"
+        return Finding("base", "mend", f"{base}: the registry has no such image", remedy)
+    return Finding("base", "ok", f"{base} is there")
 
 
 def _registry(registry: str) -> Finding:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 from modelbake.credentials import Redactor
+from modelbake.errors import UsageError
 
 
 class Output:
@@ -30,35 +33,37 @@ class Output:
         self.stderr = stderr or sys.stderr
         self.log_format = log_format
         self.redactor = redactor or Redactor()
+        self.write_line: Callable[[str], None] = self._plain_line  # replaced while bars are drawn
         self.live = log_format == "text" and self.stderr.isatty()
 
     def result(self, text: str) -> None:
         """Print one line of result."""
-        print(self.redactor(text), file=self.stdout, flush=True)
+        self._print_result(self.redactor(text))
 
     def result_json(self, document: Any) -> None:
         """Print a JSON document as the result."""
-        self.result(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False))
+        text = json.dumps(self._masked(document), indent=2, sort_keys=True, ensure_ascii=False)
+        self._print_result(text)
 
     def event(self, event: str, message: str, *, level: str = "info", **fields: Any) -> None:
         """Log one event: `message` for people, `event` and `fields` (JSON values) for machines."""
         if self.log_format == "json":
             moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             record = {"time": moment, "level": level, "event": event, "message": message, **fields}
-            line = json.dumps(record, ensure_ascii=False, default=str)
+            line = json.dumps(self._masked(record), ensure_ascii=False, default=str)
         else:
-            line = message if level == "info" else f"{level}: {message}"
-        print(self.redactor(line), file=self.stderr, flush=True)
+            line = self.redactor(message if level == "info" else f"{level}: {message}")
+        self.write_line(line)
 
     def audit(
         self, *, source: str, file: str, bytes: int, attempts: int, sha256: str, seconds: float
     ) -> None:
         """Log one finished transfer; this line is what an auditor reads later. `seconds` is wall time."""
-        rate = bytes / seconds / 1e6 if seconds else 0.0
+        # The rate of a small file is that of its request, and tells nothing.
+        rate = f", {bytes / seconds / 1e6:.0f} MB/s" if seconds and bytes >= 1_000_000 else ""
         self.event(
             "transfer",
-            f"fetched {file} ({bytes:,} bytes, {rate:.0f} MB/s, attempt {attempts})"
-            f" sha256:{sha256[:12]} from {source}",
+            f"fetched {file} ({bytes:,} bytes{rate}, attempt {attempts}) sha256:{sha256[:12]} from {source}",
             source=source,
             file=file,
             bytes=bytes,
@@ -66,3 +71,25 @@ class Output:
             sha256=sha256,
             seconds=round(seconds, 3),
         )
+
+    def _plain_line(self, line: str) -> None:
+        with suppress(OSError):  # who does not want to hear how it goes may still want the result
+            print(line, file=self.stderr, flush=True)
+
+    def _print_result(self, text: str) -> None:
+        try:
+            print(text, file=self.stdout, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UsageError(f"the result cannot be written ({error.strerror})", subject="stdout") from error
+
+    def _masked(self, value: Any) -> Any:
+        """Mask secrets in every text of a document, before JSON's escapes could hide them."""
+        if isinstance(value, str):
+            return self.redactor(value)
+        if isinstance(value, Mapping):
+            return {self._masked(key): self._masked(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._masked(each) for each in value]
+        return value

@@ -48,6 +48,7 @@ def push(
     repository: str,
     version: str,
     image: LocalImage,
+    asked: str,
     reports: Path,
     output: Output,
 ) -> PushedImage:
@@ -59,17 +60,18 @@ def push(
         repository: `host[:port]/namespace/model`; its last part is the model's name.
         version: the release tag.
         image: the very image that the report is about.
+        asked: what the model declares for its smoke run now (`report.asked_of`).
         reports: the folder of all reports.
         output: where progress goes.
 
     Raises:
-        ReportMissing: no passing report for this image id.
+        ReportMissing: no passing report for this image id and these checks.
         TagConflict: the version tag names another image, or somebody moved it meanwhile.
         RegistryAuthError, RegistryUnavailable, PushFailed, RegistryError: it could not be pushed.
         ReadBackMismatch: the registry holds something else than the image.
     """
     reference = split_reference(f"{repository}:{version}")
-    require_passing_report(reports, repository.rpartition("/")[2], version, image)
+    require_passing_report(reports, repository.rpartition("/")[2], version, image, asked)
     credentials = registry_auth.for_registry(reference.registry)
     if credentials is not None:
         for secret in (credentials.password, credentials.identity_token):
@@ -99,8 +101,8 @@ def push(
     return PushedImage(f"{repository}@{manifest.digest}", manifest.digest, version, already=False)
 
 
-def require_passing_report(reports: Path, model: str, version: str, image: LocalImage) -> None:
-    """Raise ReportMissing unless there is a passing report of this model version for this very image."""
+def require_passing_report(reports: Path, model: str, version: str, image: LocalImage, asked: str) -> None:
+    """Raise ReportMissing unless this very image passed what models.yaml asks of it now."""
     report = read_report(reports, model, version)
     subject, hint = f"{model} {version}", f"run `build.py smoke {model}`"
     if not report.passed:
@@ -109,6 +111,12 @@ def require_passing_report(reports: Path, model: str, version: str, image: Local
     if report.image_id != image.id:
         raise ReportMissing(
             f"the smoke report is about another image ({report.image_id}, this one is {image.id})",
+            subject=subject,
+            hint=hint,
+        )
+    if report.asked != asked:
+        raise ReportMissing(
+            "the smoke report is about another device or other checks than models.yaml names now",
             subject=subject,
             hint=hint,
         )

@@ -6,6 +6,7 @@ The Dockerfile is `templates/Dockerfile.j2`; this is the only module that knows 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from functools import cache
@@ -27,9 +28,7 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     Raises RenderError when a template is wrong or a named program does not exist.
     """
     files = {
-        "Dockerfile": _dockerfile(plan, templates).encode(),
         "manifest.json": plan.manifest(),
-        "sources.json": plan.sources(),
         "requirements.txt": _read(plan.runtime.directory / plan.requirements) if plan.requirements else b"",
     }
     for group in plan.groups:
@@ -40,12 +39,19 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     files["builder/requirements.txt"] = _read(programs / "builder" / "requirements.txt")
     for name in plan.runtime.app:
         files[f"app/{name}"] = _read(plan.runtime.directory / name)
-    return Context(files)
+    # The image names in a label what it was built of, so that `smoke` and `push` know one of another plan.
+    # Where the bytes come from is no part of it: another mirror makes the same image.
+    what = {"Dockerfile": _dockerfile(plan, "", templates).encode(), **files}
+    lines = [f"{hashlib.sha256(what[path]).hexdigest()} {path}\n" for path in sorted(what)]
+    digest = f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+    files["Dockerfile"] = _dockerfile(plan, digest, templates).encode()
+    files["sources.json"] = plan.sources()
+    return Context(files, digest)
 
 
-def _dockerfile(plan: BuildPlan, templates: Path) -> str:
+def _dockerfile(plan: BuildPlan, digest: str, templates: Path) -> str:
     try:
-        return _environment(templates).get_template("Dockerfile.j2").render(plan=plan)
+        return _environment(templates).get_template("Dockerfile.j2").render(plan=plan, digest=digest)
     except jinja2.TemplateError as error:
         where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"
         raise RenderError(str(error), subject=str(templates / where)) from error

@@ -6,16 +6,20 @@ refused. That keeps out mistakes, not malice; who can write reports can also run
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from modelbake import grammar
 from modelbake.errors import ReportMissing, SmokeError
+
+if TYPE_CHECKING:
+    from modelbake.config import ModelSpec
 
 _LARGEST = 16 << 20  # bytes
 
@@ -67,6 +71,7 @@ class CheckReport(_Part):
 class Report(_Part):
     """A smoke run. Seconds are wall time; what was never reached is None.
 
+    `asked` is the digest of what the model declared for this run (`asked_of`).
     `device` is `cpu` or `cuda:NAME OF THE GPU`; `load_seconds` is the server's own count of loading the
     model, `ready_seconds` runs from the container's start to the first healthy answer;
     `throughput_per_second` counts answers to requests sent one after the other.
@@ -77,6 +82,7 @@ class Report(_Part):
     version: str
     image_id: Digest
     lock: Digest
+    asked: Digest
     passed: bool
     device: Annotated[str, Field(pattern=r"^(cpu|cuda:.+)$")]
     gpu: bool
@@ -100,6 +106,15 @@ class Report(_Part):
         if self.gpu != self.device.startswith("cuda:"):
             raise ValueError("`gpu` does not follow from `device`")
         return self
+
+
+def asked_of(model: ModelSpec) -> str:
+    """Return `sha256:...` of what models.yaml asks of a smoke run: the device and all checks.
+
+    A report is about an image and these: it says nothing of a check that was declared after it.
+    """
+    asked = {"device": model.device, "smoke": model.smoke.model_dump(mode="json")}
+    return f"sha256:{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}"
 
 
 def report_path(root: Path, model: str, version: str) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from modelbake.containers import ContainerSpec
 from modelbake.errors import EngineError, GpuUnavailable, NotReady, SmokeError, SmokeFailed
 from modelbake.probing import Probed, RunningContainer, ask, short, shown_log, why_ended
-from modelbake.report import Report, discard_report, write_report
+from modelbake.report import Report, asked_of, discard_report, write_report
 from modelbake.verdict import (
     Judged,
     Run,
@@ -94,6 +94,7 @@ def smoke(
             model=model.name,
             version=model.version,
             lock=lock,
+            asked=asked_of(model),
             started_at=started_at,
             gpu=gpu,
         )

@@ -87,6 +87,7 @@ def make_report(
     model: str,
     version: str,
     lock: str,
+    asked: str,
     started_at: str,
     gpu: bool,
 ) -> Report:
@@ -109,6 +110,7 @@ def make_report(
         version=version,
         image_id=image.id,
         lock=lock,
+        asked=asked,
         passed=bool(run.checks) and not run.failed,
         device=f"cuda:{driver.gpu if driver else 'unknown'}" if gpu else "cpu",
         gpu=gpu,

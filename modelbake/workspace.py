@@ -52,6 +52,11 @@ class Workspace:
         config = load_config(self.file)
         return config, check_runtimes(config, self.images)
 
+    def bases(self) -> list[str]:
+        """Return the base images that the models are built from."""
+        config, runtimes = self._read
+        return [spec.base or runtimes[spec.runtime].base for spec in config.models.values()]
+
     @cached_property
     def lock(self) -> Lock:
         """models.lock; empty where there is none yet. Raises LockError."""

@@ -186,6 +186,8 @@ def _pip_environment(scratch: Path, python: Path, secrets: Path, requirements: s
     if not own_index and _CPU_BUILD.search(requirements):
         # PyTorch's CPU builds are on PyTorch's own index alone. Who names an index decides for himself.
         environment["PIP_EXTRA_INDEX_URL"] = _CPU_INDEX
+        # pip asks every index for every package: one that a network hides must not cost minutes for each.
+        environment["PIP_RETRIES"] = "1"
     if (ca := secrets / "ca_bundle").exists():
         combined = scratch / "ca.pem"
         system = ssl.get_default_verify_paths().cafile
@@ -201,6 +203,7 @@ def _run_pip(python: Path, venv: Path, requirements: Path, environment: dict[str
     command += ["--require-hashes", "--only-binary", ":all:", "--no-cache-dir", "--no-compile"]
     command += ["--no-warn-script-location", "--progress-bar", "off", "--requirement", str(requirements)]
     output: list[str] = []
+    silent: set[str] = set()  # hosts that have been complained of
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -216,6 +219,12 @@ def _run_pip(python: Path, venv: Path, requirements: Path, environment: dict[str
                 output = [*output[-_KEPT_LINES:], line.rstrip()]
                 if match := re.match(r"\s*Downloading \S*?([^\s/]+\.whl)\S*( \([\d.]+ \w+\))?", line):
                     _say(sys.stdout, event="progress", message=f"downloading {match[1]}{match[2] or ''}")
+                elif match := re.match(r"WARNING: Retrying .*?host='([^']+)'", line):
+                    if match[1] not in silent:
+                        silent.add(match[1])
+                        _say(
+                            sys.stdout, event="progress", message=f"{match[1]} does not answer; trying again"
+                        )
                 elif line.startswith("Installing collected packages:"):
                     _say(sys.stdout, event="progress", message=f"installing {line.count(',') + 1} packages")
         except BaseException:

@@ -13,6 +13,7 @@ _URL = re.compile(r"(?P<scheme>[a-z+]+://)(?:[^\s/@'\"<>]*@)?(?P<host>[^\s/?#'\"
 SHOWN_LINES = 6  # of pip's errors, in a message nobody foresaw
 # How versions of pip say that an index does not answer.
 _NOT_REACHED = r"connection (?:broken by|error:)|Max retries exceeded|HTTP error 5\d\d|too many 5\d\d error"
+_UNTRUSTED = r"certificate[_ ]verify[_ ]failed|confirming the ssl certificate"
 
 
 class Code(IntEnum):
@@ -66,11 +67,11 @@ def diagnose(output: str) -> InstallError:
             Code.HASH, f"{package or 'a requirement'} is not pinned to a version and a hash", package=package
         )
     # pip reports an index that it could not ask as one that has no such package: look for the cause first.
-    if "CERTIFICATE_VERIFY_FAILED" in output or "certificate verify failed" in output:
+    if untrusted := [line for line in output.splitlines() if re.search(_UNTRUSTED, line, re.I)]:
         return InstallError(
             Code.CERTIFICATE,
-            f"{_host(output)}: the TLS certificate is not trusted; if the network has its own certificate "
-            "authority, give its certificate as the secret ca_bundle",
+            f"{_host(untrusted[-1])}: the TLS certificate is not trusted; if the network has its own "
+            "certificate authority, give its certificate as the secret ca_bundle",
         )
     if re.search(r"\b40[137] (?:Client )?Error|HTTP error 40[137]|Credentials not correct|User for ", output):
         return InstallError(

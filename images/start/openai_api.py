@@ -20,8 +20,9 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
-        self.param = param
+        self.message = message.encode("utf-8", "backslashreplace").decode()
+        # Like the message: a lone surrogate is good JSON, and cannot be answered in UTF-8.
+        self.param = None if param is None else param.encode("utf-8", "backslashreplace").decode()
         self.code = code
 
     @property
@@ -51,11 +52,19 @@ async def read_body(request: Request, limit: int) -> bytes:
 def parse_object(data: bytes) -> dict[str, Any]:
     """A JSON object from a request's body; ApiError 400 for anything else."""
     try:
-        body = json.loads(data, parse_constant=refuse_constant)
+        body = json.loads(data, parse_constant=refuse_constant, object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}"[:200], code="invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError(400, "the body has to be a JSON object", code="invalid_json")
+    return body
+
+
+def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A key that stands there twice: one of the two values would be ignored in silence."""
+    body = dict(pairs)
+    if len(body) != len(pairs):
+        raise ValueError("a key stands there twice")
     return body
 
 

@@ -88,6 +88,7 @@ class _Step:
     error: str = ""
     started: float | None = None
     running: bool = False
+    replayed: bool = False
     written: int = 0  # lines
     tails: dict[int, deque[tuple[int, str]]] = field(default_factory=dict)  # by stream: (number, line)
 
@@ -135,12 +136,15 @@ class Trace:
         self._redact = redact
         self._steps: dict[str, _Step] = {}
         self._lines: dict[tuple[str, int], _Lines] = {}
+        self._began: float | None = None  # by the engine's clock: when the first step of this build did
 
     def update(self, status: StatusUpdate) -> Iterator[BuildEvent]:
         """Yield what is new in `status`. BuildKit repeats itself; the events do not."""
         for vertex in status.vertexes:
             yield from self._started(vertex)
         for piece in status.logs:
+            if self._steps.setdefault(piece.vertex, _Step()).replayed:
+                continue
             lines = self._lines.setdefault((piece.vertex, piece.stream), _Lines(self._redact))
             yield from self._logged(piece.vertex, piece.stream, lines.feed(piece.data))
         for each in status.transfers:
@@ -166,7 +170,16 @@ class Trace:
     def _started(self, vertex: VertexState) -> Iterator[BuildEvent]:
         step = self._steps.setdefault(vertex.digest, _Step())
         step.name = self._redact(_CONTROL.sub(" ", vertex.name)) or step.name
-        if vertex.started is None or vertex.started == step.started:
+        if self._began is None:
+            self._began = vertex.started
+        # Of a step in its cache BuildKit first tells the old story, log and all, as if it happened now.
+        step.replayed = (
+            vertex.completed is not None
+            and self._began is not None
+            and vertex.completed < self._began
+            and not vertex.error
+        )
+        if vertex.started is None or vertex.started == step.started or step.replayed:
             return
         # BuildKit may begin a step anew, such as a context that it loads in two parts.
         step.started, step.error = vertex.started, ""

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import requests
 
 from modelbake.buildkit import wire
-from modelbake.buildkit.buildx import BuildxBuilder
+from modelbake.buildkit.buildx import BuildxBuilder, find_buildx
 from modelbake.buildkit.failure import Unsuitable, build_error, translating
 from modelbake.buildkit.progress import BuildEvent, Trace
 from modelbake.buildkit.request import Builder, BuildRequest
@@ -91,7 +91,27 @@ def build(
             return BuiltImage(builder.build(request, trace, on_event))
         except Unsuitable as error:
             refusals.append(str(error))
-    raise EngineError(
+    raise _closed(engine, refusals)
+
+
+def ways_to_build(engine: Engine) -> str:
+    """Try the ways in which `build` would reach BuildKit; return the name of the first that is open.
+
+    Raises EngineTooOld or EngineError where none is.
+    """
+    engine.require_buildkit()
+    try:
+        with Session(engine.api, Services({})):
+            return "a session of the Docker SDK"
+    except Unsuitable as no_session:
+        try:
+            return find_buildx()
+        except Unsuitable as no_buildx:
+            raise _closed(engine, [str(no_session), str(no_buildx)]) from no_buildx
+
+
+def _closed(engine: Engine, refusals: list[str]) -> EngineError:
+    return EngineError(
         "no way to build with secrets: " + "; ".join(refusals),
         subject=engine.host,
         hint="install the buildx plugin (package docker-buildx-plugin or docker-buildx), 0.13 or newer",

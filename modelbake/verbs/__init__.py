@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from modelbake.errors import ImageNotFound, ModelbakeError
 
-LOCK_LABEL = "io.modelbake.lock"  # the image's label that holds the digest of its lock
+PLAN_LABEL = "io.modelbake.plan"  # the image's label that holds the digest of its context
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
+    from modelbake.context import Context
     from modelbake.engine import Engine, LocalImage
     from modelbake.output import Output
     from modelbake.plan import BuildPlan
@@ -26,7 +27,8 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 def for_each(specs: Sequence[ModelSpec], action: Callable[[ModelSpec], None], output: Output) -> None:
     """Run `action` for every model; one model's error does not keep the others from being tried.
 
-    Every error but the last is logged as it comes; the first one's class decides the exit code.
+    Where there are several models each error is logged as it comes, and the first one's class decides the
+    exit code.
     """
     failed: list[tuple[str, ModelbakeError]] = []
     for spec in specs:
@@ -45,15 +47,18 @@ def for_each(specs: Sequence[ModelSpec], action: Callable[[ModelSpec], None], ou
         )
 
 
-def built_image(engine: Engine, plan: BuildPlan) -> LocalImage:
-    """Return the image that `build` made of this very plan's lock.
+def built_image(engine: Engine, plan: BuildPlan, context: Context) -> LocalImage:
+    """Return the image that `build` made of this very plan.
 
-    Raises ImageNotFound where there is none, or where it holds other weights than models.lock names now.
+    Raises ImageNotFound where there is none, or where models.yaml, models.lock or the runtime say otherwise
+    now than when it was built.
     """
     remedy = f"run `build.py build {plan.name}`"
     image = engine.image(plan.local_tag)
     if image is None:
         raise ImageNotFound("has not been built on this engine", subject=plan.local_tag, hint=remedy)
-    if image.labels.get(LOCK_LABEL) != plan.locked.digest:
-        raise ImageNotFound("was built from another lock", subject=plan.local_tag, hint=remedy)
+    if image.labels.get(PLAN_LABEL) != context.digest:
+        raise ImageNotFound(
+            "was built of another models.yaml, models.lock or runtime", subject=plan.local_tag, hint=remedy
+        )
     return image

@@ -50,7 +50,9 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         plan = plans[spec.name]
         free = engine.disk_free()
         needed = _DISK_PER_WEIGHT_BYTE * plan.locked.size
-        if free is not None and free < needed and engine.image(plan.local_tag) is None:
+        image = engine.image(plan.local_tag)
+        there = image is not None and image.labels.get("io.modelbake.lock") == plan.locked.digest
+        if free is not None and free < needed and not there:
             raise DiskFull(
                 f"the engine's disk has {free / 1e9:.1f} GB free, this build needs {needed / 1e9:.1f} GB",
                 subject=spec.name,
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
             )
         output.event(
             "built",
-            f"built {plan.local_tag} ({view.fetched_bytes:,} bytes from the hub)",
+            f"built {plan.local_tag} ({_fetched(view.fetched_bytes)})",
             model=plan.name,
             version=plan.version,
             image_id=built.id,
@@ -79,6 +81,10 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         output.result(f"{plan.name} {built.id}")
 
     for_each(specs, build_one, output)
+
+
+def _fetched(size: int) -> str:
+    return f"{size:,} bytes from the hub" if size else "all weights were in the build cache"
 
 
 def build_secrets(args: argparse.Namespace) -> dict[str, Secret]:

@@ -110,4 +110,8 @@ def _check(
             subject=str(workspace.lock_path),
             hint="run `build.py lock`, look at the difference, and commit models.lock",
         )
-    output.event("no_drift", f"{len(specs)} models agree with {workspace.lock_path}", models=len(specs))
+    output.event(
+        "no_drift",
+        f"{workspace.lock_path} agrees with models.yaml{'' if upstream is None else ' and with upstream'}",
+        models=len(specs),
+    )

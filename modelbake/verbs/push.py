@@ -25,6 +25,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake import engine as engines
     from modelbake.dockerconfig import RegistryAuth
     from modelbake.push import push
+    from modelbake.report import asked_of
 
     specs = workspace.config.select(args.names, all=args.all)
     plans = {spec.name: workspace.plan(spec) for spec in specs}
@@ -32,13 +33,14 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
 
     def push_one(spec: ModelSpec) -> None:
         plan = plans[spec.name]
-        image = built_image(engine, plan)
+        image = built_image(engine, plan, workspace.context(plan))
         pushed = push(
             engine,
             RegistryAuth(),
             repository=plan.repository,
             version=plan.version,
             image=image,
+            asked=asked_of(spec),
             reports=workspace.reports,
             output=output,
         )

@@ -14,11 +14,22 @@ SUMMARY = "write the Dockerfile and its whole context to a folder"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("name", metavar="NAME", help="a model of models.yaml")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a folder: new, empty, or of an earlier render",
+    )
 
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print the path of the rendered Dockerfile."""
     (spec,) = workspace.config.select([args.name], all=False)
     workspace.context(workspace.plan(spec)).write(args.output)
+    output.event(
+        "rendered",
+        f"build it by hand: docker build --secret id=sources,src={args.output}/sources.json"
+        f" --secret id=hf_token,env=HF_TOKEN {args.output}",
+    )
     output.result(str(args.output / "Dockerfile"))

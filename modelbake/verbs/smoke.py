@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
 
     def smoke_one(spec: ModelSpec) -> None:
         plan = plans[spec.name]
-        image = built_image(engine, plan)
+        image = built_image(engine, plan, workspace.context(plan))
         report = smoke(
             engine,
             spec,

@@ -38,7 +38,7 @@ from modelbake.report import write_report
 from tests.integration.conftest import TestRegistry, tar
 from tests.servers.environment import run_script, shell_exports
 from tests.servers.registry_proxy import Action, RegistryProxy
-from tests.unit.reporting import report
+from tests.unit.reporting import ASKED, report
 
 pytestmark = pytest.mark.engine
 
@@ -118,6 +118,7 @@ class Releasing:
             repository=repository,
             version=VERSION,
             image=image,
+            asked=ASKED,
             reports=self.reports,
             output=Output(stderr=self.log),
         )
@@ -255,6 +256,7 @@ def test_without_a_report_of_this_image_nothing_is_asked(
             repository=release.repository,
             version=VERSION,
             image=image,
+            asked=ASKED,
             reports=release.reports,
             output=Output(stderr=release.log),
         )
@@ -491,6 +493,7 @@ def test_an_answer_is_json_all_the_way(release: Releasing, image: LocalImage) ->
         repository=release.repository,
         version=VERSION,
         image=image,
+        asked=ASKED,
         reports=release.reports,
         output=Output(stderr=log, log_format="json"),
     )

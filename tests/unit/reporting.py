@@ -6,6 +6,7 @@ from typing import Any
 
 from modelbake.report import Report
 
+ASKED = "sha256:" + "3" * 64
 IMAGE_ID = "sha256:" + "1" * 64
 
 
@@ -17,6 +18,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "version": "1.0.0",
         "image_id": IMAGE_ID,
         "lock": "sha256:" + "2" * 64,
+        "asked": ASKED,
         "passed": True,
         "device": "cpu",
         "gpu": False,

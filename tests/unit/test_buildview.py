@@ -58,7 +58,6 @@ def test_plain_lines_for_a_log_that_is_read_later() -> None:
         "weights-0 | Collecting torch",
         '[weights-0 2/2] RUN ["python", "f.py"]: done in 2.2 s',
         "[base 1/1] FROM x: cached",
-        "error: [fetch 1/1] RUN y: exit code: 24",
     ]
 
 
@@ -98,7 +97,7 @@ def test_no_secret_passes_the_view() -> None:
         Log("v", RUN, "stderr", "token hf_canary"), VertexError("v", "[a] hf_canary", "hf_canary", False)
     )
     assert "hf_canary" not in said
-    assert said.count("***") == 3
+    assert said.count("***") == 1
 
 
 def test_bars_on_a_terminal_leave_it_clean() -> None:

@@ -12,7 +12,7 @@ from modelbake.errors import ReadBackMismatch, RegistryError, ReportMissing
 from modelbake.manifest import OCI_INDEX, OCI_MANIFEST, Manifest
 from modelbake.push import choose_manifest, is_image, require_passing_report
 from modelbake.report import write_report
-from tests.unit.reporting import IMAGE_ID, report
+from tests.unit.reporting import ASKED, IMAGE_ID, report
 
 OTHER_ID = "sha256:" + "9" * 64
 FAILED = {"passed": False, "expected": 1, "actual": 2, "seconds": 0.1}
@@ -42,25 +42,25 @@ def index(*platforms: str) -> Manifest:
 
 def test_a_passing_report_of_this_image_is_enough(tmp_path: Path) -> None:
     write_report(tmp_path, report())
-    require_passing_report(tmp_path, "minilm", "1.0.0", image())
+    require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED)
 
 
 def test_no_report_is_not_enough(tmp_path: Path) -> None:
     with pytest.raises(ReportMissing, match=r"(?s)no smoke report.*build\.py smoke minilm"):
-        require_passing_report(tmp_path, "minilm", "1.0.0", image())
+        require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED)
 
 
 def test_a_failed_report_is_not_enough(tmp_path: Path) -> None:
     checks = [{"name": "dimension", **FAILED}, {"name": "speed", **FAILED}]
     write_report(tmp_path, report(passed=False, checks=checks))
     with pytest.raises(ReportMissing, match=r"the smoke run failed \(dimension, speed\)"):
-        require_passing_report(tmp_path, "minilm", "1.0.0", image())
+        require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED)
 
 
 def test_another_images_report_is_not_enough(tmp_path: Path) -> None:
     write_report(tmp_path, report())
     with pytest.raises(ReportMissing, match="about another image"):
-        require_passing_report(tmp_path, "minilm", "1.0.0", image(OTHER_ID))
+        require_passing_report(tmp_path, "minilm", "1.0.0", image(OTHER_ID), ASKED)
 
 
 def test_the_classic_store_names_images_by_their_configuration() -> None:

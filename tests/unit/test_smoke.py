@@ -35,7 +35,7 @@ from modelbake.verdict import (
     judged,
     make_report,
 )
-from tests.unit.reporting import IMAGE_ID
+from tests.unit.reporting import ASKED, IMAGE_ID
 
 PROGRAM = Path(__file__).parents[2] / "images" / "start" / "probe.py"
 INFO = EngineInfo("26.1.5", "1.45", "linux", "amd64", "classic", False, "/var/lib/docker", "here")
@@ -168,6 +168,7 @@ def report_of(run: Run, *, gpu: bool = False) -> Any:
         model="minilm",
         version="1.0.0",
         lock=IMAGE_ID,
+        asked=ASKED,
         started_at="2025-01-31T12:00:00Z",
         gpu=gpu,
     )
