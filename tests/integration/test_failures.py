@@ -5,12 +5,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
 from modelbake import errors
 from tests.integration.world import Ran, World
+from tests.servers.engine_proxy import EngineProxy
+from tests.servers.environment import ROOT
 from tests.servers.hub import Fault
 from tests.servers.hub_faults import Kind
 
@@ -205,3 +212,69 @@ def test_an_index_that_cannot_be_reached(world: World) -> None:
     ran = world.build_py("build", "tiny", **nowhere)
     _failed(ran, errors.BuildFailed, "cannot be reached", "MODELBAKE_INDEX_URL")
     assert "s3cret-password" not in ran.err
+
+
+def test_smoke_and_push_want_the_image_of_this_very_models_yaml(smoked: World) -> None:
+    smoked.models(tiny={"env": {"OMP_NUM_THREADS": "1"}})
+    for verb in ("smoke", "push"):
+        _failed(
+            smoked.build_py(verb, "tiny"), errors.ImageNotFound, "build.py build tiny", "another models.yaml"
+        )
+    smoked.run("build")
+    _failed(smoked.build_py("push", "tiny"), errors.ReportMissing, "build.py smoke tiny")
+    smoked.run("smoke", "push")
+    assert smoked.version_tags() == ["1.0.0"], "control: built, tested and pushed as it is now"
+
+
+def test_a_report_is_about_the_checks_it_ran(smoked: World) -> None:
+    check = {"post": "/sum", "body": {"numbers": [2, 2]}, "expect": {"sum": 4}}
+    smoked.models(tiny={"smoke": {"requests": 1, "checks": [check]}})
+    _failed(smoked.build_py("push", "tiny"), errors.ReportMissing, "other checks")
+    assert smoked.tags() == []
+    smoked.run("smoke", "push")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_smoke_run_that_is_cut_short_leaves_no_container(locked: World, number: signal.Signals) -> None:
+    locked.models(tiny={"env": {"TINY_WAITS": "60"}})
+    locked.run("build")
+    ours = ("ps", "--all", "--quiet", "--filter", "name=modelbake-tiny")
+    command = [sys.executable, str(ROOT / "build.py"), "smoke", "tiny", "--images", str(locked.images)]
+    before = set(locked.docker(*ours).ok().out.split())
+    with subprocess.Popen(command, cwd=locked.folder, env=locked.environment, stderr=subprocess.PIPE) as run:
+        for _ in range(200):
+            running = set(locked.docker(*ours).ok().out.split()) - before
+            if running:
+                break
+            time.sleep(0.1)
+        assert running, "control: there was a container"
+        run.send_signal(number)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == errors.Interrupted.exit_code, said
+    left = set(locked.docker(*ours).ok().out.split())
+    assert not running & left
+
+
+def test_doctor_finds_what_is_wrong(locked: World) -> None:
+    well = locked.build_py("doctor").ok().out
+    for subject in ("models.yaml", "engine", "buildkit", "disk", "hub", "base", "registry"):
+        assert re.search(rf"^ok\s+{subject}: ", well, re.M), well
+    assert locked.services.password not in well
+
+    def mended(what: str, **environment: str | None) -> None:
+        ran = locked.build_py("doctor", **environment)
+        assert ran.code == errors.DoctorFailed.exit_code, ran.out
+        assert re.search(rf"^mend {what}: .* -> ", ran.out, re.M), ran.out
+        assert len(ran.out.splitlines()) >= 6, "one thing's failure does not hide the others"
+
+    mended("hub", HF_TOKEN="hf_wrong")
+    mended("hub", HF_TOKEN_PATH="absent")
+    mended("registry", MODELBAKE_REGISTRY_USER="nobody")
+    with EngineProxy(locked.services.docker_host, refuse_sessions=True) as proxy:
+        ran = locked.build_py("doctor", DOCKER_HOST=f"tcp://127.0.0.1:{proxy.port}", PATH="/usr/bin:/bin")
+        assert re.search(r"^(?:mend buildkit: .*buildx|ok\s+buildkit: .*/docker-buildx)", ran.out, re.M), (
+            ran.out
+        )
+    ran = locked.build_py("doctor", DOCKER_HOST="unix:///nowhere.sock")
+    assert ran.code == errors.DoctorFailed.exit_code
+    assert re.search(r"^mend engine: .*nowhere", ran.out, re.M)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import re
 import threading
 
 from modelbake.buildkit.progress import Log, VertexDone, VertexError, VertexStarted, short_name
@@ -134,10 +135,16 @@ def test_bars_on_a_terminal_leave_it_clean() -> None:
             )
             assert view._bars is not None
             view._bars.refresh()
+            view(_line(FETCHED))
+            view._bars.refresh()
             view(VertexDone("v", RUN, cached=False, seconds=1))
     reader.join(5)
     os.close(master)
     text = drawn.decode()
     assert "model.safetensors" in text
     assert "45.0/90.0 MB" in text
+    audit = next(line for line in text.splitlines() if "fetched model.safetensors" in line)
+    assert re.search(r"\x1b\[2K(?:\x1b\[1A\x1b\[2K)*fetched model", audit), (
+        "on a line of its own, above the bars"
+    )
     assert text.rstrip().endswith("\x1b[2K") or "\x1b[?25h" in text, "the cursor is shown again"

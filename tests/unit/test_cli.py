@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -139,3 +140,25 @@ def test_importing_the_command_line_is_cheap() -> None:
     )
     heavy = {"docker", "huggingface_hub", "pydantic", "httpx2", "rich", "jinja2", "yaml"}
     assert heavy & set(loaded.stdout.split()) == set()
+
+
+@pytest.mark.parametrize(("variable", "verb"), [("HF_TOKEN", "lock"), ("MODELBAKE_INDEX_URL", "build")])
+def test_bytes_that_are_no_text_in_a_secret_are_no_traceback(folder: Path, variable: str, verb: str) -> None:
+    (folder / "models.yaml").write_text(MODELS + "    hub: http://127.0.0.1:9\n")
+    command = [sys.executable, str(ROOT / "build.py"), verb, "minilm"]
+    environment = {**os.environb, variable.encode(): b"hf_\xff-canary"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    assert done.returncode in {errors.SourceAuthError.exit_code, errors.LockMissing.exit_code}
+    assert b"Traceback" not in done.stderr
+    assert b"canary" not in done.stderr
+
+
+def test_a_result_that_cannot_be_written_is_said(folder: Path) -> None:
+    command = [sys.executable, str(ROOT / "build.py"), "check"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == errors.UsageError.exit_code
+    assert "cannot be written (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr

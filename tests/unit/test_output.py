@@ -37,6 +37,17 @@ def test_json_events_are_one_object_a_line() -> None:
     assert record["message"].startswith("fetched x (2,000,000 bytes, 4 MB/s, attempt 1)")
 
 
+def test_a_secret_with_characters_that_json_escapes_is_masked_too() -> None:
+    awkward = 'pa"ss\\w\u00f6rd'
+    output, out, err = _output("json")
+    output.redactor.add(Secret(awkward))
+    output.event("x", f"said {awkward}", detail={awkward: [awkward]})
+    output.result_json({"token": awkward})
+    assert json.loads(err.getvalue())["message"] == "said ***"
+    assert "ss\\" not in err.getvalue() + out.getvalue()
+    assert json.loads(out.getvalue()) == {"token": "***"}
+
+
 def test_no_voice_speaks_a_known_secret() -> None:
     for log_format in ("text", "json"):
         output, out, err = _output(log_format)

@@ -51,4 +51,5 @@ LOADED = time.monotonic() - STARTED
 if __name__ == "__main__":
     if os.environ.get("TINY_FAILS"):
         sys.exit("told to fail")
+    time.sleep(float(os.environ.get("TINY_WAITS", 0)))
     ThreadingHTTPServer(("0.0.0.0", int(os.environ["MODELBAKE_PORT"])), Handler).serve_forever()  # noqa: S104
