@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from modelbake import __version__
 from modelbake.errors import Interrupted, ModelbakeError, UsageError
@@ -29,7 +29,13 @@ VERBS = ("check", "lock", "render", "build", "smoke", "push", "doctor")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises UsageError instead of ending the program, with a suggestion for a mistyped verb."""
+    """Raises UsageError instead of ending the program, with a suggestion for a mistyped verb.
+
+    Options are not abbreviated: a script's `--out` would mean another one after the next release.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{**arguments, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         typed = re.search(r"invalid choice: '(\w+)'", message)
@@ -56,7 +62,6 @@ def run(argv: Sequence[str]) -> int:
         args = _parser().parse_args(argv)
         workspace = Workspace(file=args.file, **({"images": args.images} if args.images else {}))
         importlib.import_module(f"modelbake.verbs.{args.verb}").run(args, workspace, output)
-        sys.stdout.flush()
         return 0
     except ModelbakeError as error:
         return _report(output, error)

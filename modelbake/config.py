@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, PrivateAttr
 
 from modelbake import schema
-from modelbake.errors import ConfigError, UsageError
+from modelbake.errors import UsageError
 from modelbake.scalars import quoted
 from modelbake.schema import DEFAULT_HUB, Approx, Device, json_schema
 from modelbake.validation import Entry, did_you_mean, validate
@@ -110,9 +110,7 @@ class Config(Entry):
 
 def load_config(path: Path) -> Config:
     """Read models.yaml; ConfigError with all problems, each `file:line:column: key: expected, got`."""
-    if not path.exists():
-        raise ConfigError("no such file", subject=str(path), hint="run in the folder that holds models.yaml")
-    file = read_yaml(path)
+    file = read_yaml(path, hint="run in the folder that holds models.yaml, or name it with --file")
     document = validate(file, schema.ModelsFile, _without_runtime(file))
     models = {name: _merged(name, document.defaults, entry) for name, entry in document.models.items()}
     config = Config(path=path, registry=document.registry, models=models)

@@ -47,32 +47,59 @@ class Context:
         try:
             present = _files_below(directory) if directory.exists() else set()
             earlier = _listed(directory / _INDEX)
-            foreign = sorted(present - set(self.files) - earlier - {_INDEX})
-            if foreign:
+            if foreign := sorted(present - earlier - {_INDEX}):
                 raise RenderError(
-                    f"holds files that are not of this context: {', '.join(foreign[:5])}",
+                    f"holds files that `render` did not write: {', '.join(foreign[:5])}",
                     subject=str(directory),
                     hint="name a new folder, or remove this one first",
                 )
+            # Written down before the files, so that a run which was cut short can be run again.
+            index = "".join(f"{path}\n" for path in sorted(earlier | set(self.files))).encode()
+            _write(directory, _INDEX, index)
             for stale in sorted((present & earlier) - set(self.files)):
                 (directory / stale).unlink()
-            index = "".join(f"{path}\n" for path in sorted(self.files)).encode()
-            for path, content in sorted({**self.files, _INDEX: index}.items()):
-                target = directory / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
-                target.chmod(0o644)
+            for path, content in sorted(self.files.items()):
+                _write(directory, path, content)
+            _write(directory, _INDEX, "".join(f"{path}\n" for path in sorted(self.files)).encode())
         except OSError as error:
             raise RenderError(
                 f"cannot write ({error.strerror})", subject=str(error.filename or directory)
             ) from error
 
 
+def _write(directory: Path, path: str, content: bytes) -> None:
+    """Write one file that is no link, in folders that everyone may enter whatever the umask is."""
+    target = directory / path
+    for folder in reversed([target.parent, *target.parent.parents]):
+        if folder.is_relative_to(directory) and not folder.is_dir():
+            folder.mkdir(parents=True)
+            folder.chmod(0o755)
+    temporary = target.with_name(f".{target.name}.new")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
+        file.write(content)
+    temporary.chmod(0o644)
+    temporary.replace(target)
+
+
 def _files_below(directory: Path) -> set[str]:
+    """Return everything below a folder that is no folder; a link to one is not followed, and counts."""
     if not directory.is_dir():
         raise RenderError("is not a folder", subject=str(directory))
-    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+    return {
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
 
 
 def _listed(index: Path) -> set[str]:
-    return set(index.read_text(encoding="utf-8").splitlines()) if index.is_file() else set()
+    """Return what an earlier `write` listed; a link or an unreadable file lists nothing."""
+    if index.is_symlink() or not index.is_file():
+        return set()
+    try:
+        listed = index.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        return set()
+    # A link in the place of a file that was written is not that file any more.
+    return {path for path in listed if not (index.parent / path).is_symlink()}

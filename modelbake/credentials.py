@@ -91,7 +91,10 @@ def hub_token(environ: os._Environ[str] | dict[str, str] | None = None) -> Secre
         return Secret(value)
     if named := env.get("HF_TOKEN_PATH"):
         return _token_in(Path(named), must_exist=True)
-    home = env.get("HF_HOME") or f"{env.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/huggingface"
+    try:
+        home = env.get("HF_HOME") or f"{env.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/huggingface"
+    except RuntimeError:  # a user without a home, such as a bare uid in a CI container
+        return None
     return _token_in(Path(home) / "token", must_exist=False)
 
 

@@ -120,7 +120,7 @@ def _disk(engine: Engine) -> Finding:
 
 def _hub(spec: ModelSpec, token: Secret | None) -> Finding:
     """Ask for one model's commit: it takes a hub that answers, and a token that opens that repository."""
-    source_for(spec.source, token).head(spec)
+    source_for(spec.source, token).reach(spec)
     how = "with the token" if token else "without a token"
     return Finding("hub", "ok", f"{spec.hub} shows {spec.source} {how}")
 

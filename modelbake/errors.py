@@ -3,7 +3,7 @@
     ModelbakeError                1   (never raised itself)
     +-- UsageError                2   the command line asks for something that does not exist
     +-- ConfigError              10   models.yaml or runtime.yaml is wrong
-    +-- LockError                11   models.lock cannot be read, or was edited by hand
+    +-- LockError                11   models.lock cannot be read, or is not what `lock` writes
     |   +-- LockMissing          12   the model is not in models.lock
     |   +-- LockDrift            13   models.lock no longer says what models.yaml asks for
     +-- SourceError              20   a source answered something we cannot use

@@ -54,8 +54,11 @@ _PRERELEASE = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 # One line of text: no control characters, no line breaks of any kind.
 _LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
-_URL_CREDENTIALS = re.compile(r"://[^/\s@]*@|^[^/\s@]*:[^/\s@]*@(?!sha256:)")
-_HUB_TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
+_URL_CREDENTIALS = re.compile(r"://[^/\s@]*@|^[^/\s@:]*:[^/\s@]*@(?!sha256:)")
+_HUB_TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{30,}|(?:AKIA|ASIA)[A-Z0-9]{16}\b|sk-[A-Za-z0-9_-]{20,})"
+)
+_SEARCHED = 8192  # characters of a text that are searched for a secret; no value that may hold one is longer
 _SECRET_NAME = re.compile(
     r"TOKEN(?!S|I[SZ])|SECRET|PASSW(?:OR)?D|PASSPHRASE|CREDENTIAL|API_?KEY|KEYS?$|.PWD$", re.IGNORECASE
 )
@@ -69,6 +72,7 @@ def names_a_secret(name: str) -> bool:
 
 def holds_a_secret(text: str) -> bool:
     """Tell whether a text looks like a hub token or a URL with credentials."""
+    text = text[:_SEARCHED]
     return bool(_HUB_TOKEN.search(text) or _URL_CREDENTIALS.search(text))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from modelbake.errors import LockDrift, LockMissing
 from modelbake.locked import Lock, LockedFile, LockedModel
-from modelbake.lockfile import decode_lock, encode_lock, read_lock, write_lock
+from modelbake.lockfile import decode_lock, encode_lock, exclusively, read_lock, write_lock
 
 if TYPE_CHECKING:
     from modelbake.config import Config, ModelSpec
@@ -27,6 +27,7 @@ __all__ = [
     "config_drift",
     "decode_lock",
     "encode_lock",
+    "exclusively",
     "intent_changes",
     "read_lock",
     "require_locked",

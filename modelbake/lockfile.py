@@ -5,12 +5,14 @@ What `write_lock` writes, `read_lock` gives back; what it would never write, `re
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,6 +66,24 @@ def read_lock(path: Path, *, replacing: Container[str] = ()) -> Lock:
     except OSError as error:
         raise LockError(f"cannot be read ({error.strerror})", subject=str(path)) from error
     return decode_lock(content, subject=str(path), replacing=replacing)
+
+
+@contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Keep every other process that asks for the same from running the `with` block for this file.
+
+    The folder is what is locked: the file itself is replaced at every write. Raises LockError.
+    """
+    try:
+        folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise LockError(f"cannot be written ({error.strerror})", subject=str(path)) from error
+    try:
+        with suppress(OSError):  # a file system without locks: as good as it was
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def write_lock(path: Path, lock: Lock) -> bool:

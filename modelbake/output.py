@@ -8,10 +8,13 @@ the redactor, so that a secret known to the program cannot be printed by it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, TextIO
 
 from modelbake.credentials import Redactor
@@ -29,8 +32,12 @@ class Output:
         log_format: str = "text",
         redactor: Redactor | None = None,
     ) -> None:
-        self.stdout = stdout or sys.stdout
-        self.stderr = stderr or sys.stderr
+        # A stream that was closed by the caller (`>&-`) is None.
+        self.stdout = stdout or sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+        self.stderr = stderr or sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+        for stream in (self.stdout, self.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a file name need not be text
         self.log_format = log_format
         self.redactor = redactor or Redactor()
         self.write_line: Callable[[str], None] = self._plain_line  # replaced while bars are drawn

@@ -19,6 +19,26 @@ from modelbake.context import Context
 from modelbake.errors import RenderError
 from modelbake.plan import BuildPlan
 
+# What of images/ travels with every context. A list, so that nothing lying beside it ever does.
+PROGRAMS = (
+    "builder/accelerate.py",
+    "builder/answers.py",
+    "builder/events.py",
+    "builder/fetch.py",
+    "builder/hub.py",
+    "builder/install.py",
+    "builder/manifest.py",
+    "builder/persistence.py",
+    "builder/pip_errors.py",
+    "builder/requirements.txt",
+    "builder/transfer.py",
+    "builder/tree.py",
+    "start/model_metrics.py",
+    "start/openai_api.py",
+    "start/probe.py",
+    "start/serving.py",
+    "start/start.py",
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
@@ -33,10 +53,8 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     }
     for group in plan.groups:
         files[f"weights/{group.digest}/manifest.json"] = group.manifest
-    for folder in ("builder", "start"):
-        for program in sorted((programs / folder).glob("*.py")):
-            files[f"{folder}/{program.name}"] = _read(program)
-    files["builder/requirements.txt"] = _read(programs / "builder" / "requirements.txt")
+    for program in PROGRAMS:
+        files[program] = _read(programs / program)
     for name in plan.runtime.app:
         files[f"app/{name}"] = _read(plan.runtime.directory / name)
     # The image names in a label what it was built of, so that `smoke` and `push` know one of another plan.

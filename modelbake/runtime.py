@@ -53,7 +53,11 @@ def build_of(spec: ModelSpec) -> Build:
 
 def list_runtimes(images: Path) -> list[str]:
     """Return the names of the folders that have a runtime.yaml, sorted."""
-    return sorted(path.parent.name for path in images.glob(f"*/{RUNTIME_FILE}"))
+    try:
+        return sorted(path.name for path in images.iterdir() if (path / RUNTIME_FILE).is_file())
+    except OSError as error:
+        hint = "--images names a folder with a folder for each runtime"
+        raise ConfigError(f"cannot be read ({error.strerror})", subject=str(images), hint=hint) from error
 
 
 def load_runtime(images: Path, name: str) -> Runtime:

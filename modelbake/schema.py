@@ -23,7 +23,8 @@ Device = Literal["cuda", "any", "cpu"]
 DEFAULT_HUB = "https://huggingface.co"
 
 _IMAGE_ENVIRONMENT = frozenset(
-    f"MODELBAKE_{name}" for name in ("MODEL", "PORT", "PROBE", "VERSION", "WEIGHTS")
+    ["PATH", "PYTHONPATH"]
+    + [f"MODELBAKE_{name}" for name in ("MODEL", "PORT", "PROBE", "VERSION", "WEIGHTS")]
 )
 _RESERVED_LABELS = (
     "io.modelbake.",
@@ -56,6 +57,8 @@ def _refuse_env_name(name: str) -> str:
 
 
 def _refuse_label(name: str) -> str:
+    if names_a_secret(name):
+        return "this names a secret, and everyone who can see the image can read its labels"
     if name.startswith(_RESERVED_LABELS) and name not in _FREE_LABELS:
         prefix = next(prefix for prefix in _RESERVED_LABELS if name.startswith(prefix))
         return f"labels of {prefix}* are reserved; use a name of your own, such as org.example.team"

@@ -121,15 +121,18 @@ def raise_problems(path: Path, problems: list[Problem] | tuple[Problem, ...]) ->
         raise ConfigError("\n".join(lines))
 
 
-def read_yaml(path: Path) -> YamlFile:
-    """Read a file of at most 1 MiB; ConfigError where it cannot be read or is not YAML at all."""
+def read_yaml(path: Path, *, hint: str = "") -> YamlFile:
+    """Read a file of at most 1 MiB; ConfigError where it cannot be read or is not YAML at all.
+
+    `hint` says what to do where there is no such file.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError("not a regular file", subject=str(path))
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
     except FileNotFoundError as error:
-        raise ConfigError("no such file", subject=str(path)) from error
+        raise ConfigError("no such file", subject=str(path), hint=hint) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot be read: {reason}", subject=str(path)) from error

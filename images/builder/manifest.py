@@ -21,7 +21,7 @@ _MAX_JSON = 64 << 20  # bytes; a manifest of 100,000 files has 20 MB
 _MAX_PATH = 1024  # bytes of UTF-8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_REPO = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_REPO = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 
 
 @dataclass(frozen=True)

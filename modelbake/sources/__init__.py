@@ -35,6 +35,10 @@ class Source(Protocol):
         """Return the commit that the revision points to now. Raises SourceError."""
         ...
 
+    def reach(self, spec: ModelSpec) -> str:
+        """Return the same, and ask the source even where the revision says it. Raises SourceError."""
+        ...
+
 
 def source_for(uri: str, token: Secret | None) -> Source:
     """Return the source that serves a URI. Raises UsageError where none does."""

@@ -80,6 +80,10 @@ class HubSource:
         """Return the commit that the revision points to now; a full commit id points to itself."""
         if _COMMIT.fullmatch(spec.revision):
             return spec.revision
+        return self.reach(spec)
+
+    def reach(self, spec: ModelSpec) -> str:
+        """Ask the hub for the commit, whatever the revision is: it has to answer, and to take the token."""
         place, api = self._open(spec)
         return self._commit(api, place)
 

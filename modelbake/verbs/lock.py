@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     if args.offline and not args.check:
         raise UsageError("--offline goes with --check: a lock cannot be made without asking upstream")
     specs = workspace.config.select(args.names, all=args.all or not args.names)
-    token = hub_token()
+    token = None if args.offline else hub_token()
     if token:
         output.redactor.add(token)
     if args.check:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
 def _lock(
     specs: list[ModelSpec], token: Secret | None, workspace: Workspace, output: Output, *, everything: bool
 ) -> None:
-    from modelbake.lock import update_lock, write_lock
+    from modelbake.lock import exclusively, update_lock, write_lock
     from modelbake.sources import resolve_all
 
     def say(locked: LockedModel) -> None:
@@ -65,7 +65,10 @@ def _lock(
     lock = _replaceable(workspace, {spec.name for spec in specs}, everything=everything)
     resolved = resolve_all(specs, lock, token, done=say)
     configured = set(workspace.config.models) if everything else None
-    write_lock(workspace.lock_path, update_lock(lock, resolved, configured=configured))
+    with exclusively(workspace.lock_path):
+        # Read again: another `lock` may have written its models meanwhile.
+        lock = _replaceable(workspace, {spec.name for spec in specs}, everything=everything)
+        write_lock(workspace.lock_path, update_lock(lock, resolved, configured=configured))
     for locked in resolved:
         output.result(
             f"{locked.name} {locked.commit} {len(locked.files)} files {locked.size:,} bytes {locked.digest}"
@@ -98,12 +101,15 @@ def _check(
     names = {spec.name for spec in specs}
     lock = workspace.lock
     drifts = [drift for drift in config_drift(workspace.config, lock) if drift.model in names or everything]
+    for drift in drifts:
+        output.result(str(drift))
     if upstream is not None:
         # A model that has to be locked anew anyway has nothing to compare upstream with.
         settled = [spec for spec in specs if spec.name not in {drift.model for drift in drifts}]
-        drifts += upstream_drift(lock, head_all(settled, upstream[0]))
-    for drift in drifts:
-        output.result(str(drift))
+        moved = upstream_drift(lock, head_all(settled, upstream[0]))
+        for drift in moved:
+            output.result(str(drift))
+        drifts += moved
     if drifts:
         raise LockDrift(
             f"{len(drifts)} difference{'s' if len(drifts) > 1 else ''}",

@@ -6,6 +6,7 @@ Everything else passes, also upgraded connections: `buildx` gets its sessions as
 from __future__ import annotations
 
 import re
+import select
 import socket
 import socketserver
 import ssl
@@ -43,24 +44,32 @@ class _Connection(socketserver.BaseRequestHandler):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as engine:
             engine.connect(self.server.engine)
             engine.sendall(head)
-            back = threading.Thread(target=_copy, args=(engine, client, self.server.recorded), daemon=True)
-            back.start()
-            _copy(client, engine)
-            back.join()
+            _pump(client, engine, self.server.recorded)
 
 
-def _copy(source: socket.socket, target: socket.socket, record: bytearray | None = None) -> None:
-    with suppress(OSError, ValueError):
-        while data := source.recv(65536):
-            if record is not None:
-                record += data
-            target.sendall(data)
-    with suppress(OSError, ValueError):
-        if isinstance(target, ssl.SSLSocket):
-            target.unwrap()
-        target.shutdown(socket.SHUT_WR)
-    with suppress(OSError, ValueError):
-        source.shutdown(socket.SHUT_RD)
+def _pump(client: socket.socket, engine: socket.socket, record: bytearray) -> None:
+    """Pass bytes both ways until the engine has said all. One thread: OpenSSL's connections bear no two."""
+    sources = [client, engine]
+    with suppress(OSError):
+        while True:
+            buffered = isinstance(client, ssl.SSLSocket) and client in sources and client.pending()
+            for source in [client] if buffered else select.select(sources, [], [])[0]:
+                data = source.recv(65536)
+                if source is client:
+                    if data:
+                        engine.sendall(data)
+                    else:
+                        sources.remove(client)
+                        engine.shutdown(socket.SHUT_WR)
+                elif data:
+                    record += data
+                    client.sendall(data)
+                else:
+                    client.settimeout(1)
+                    if isinstance(client, ssl.SSLSocket):
+                        client.unwrap()
+                    client.shutdown(socket.SHUT_WR)
+                    return
 
 
 class EngineProxy(socketserver.ThreadingTCPServer):

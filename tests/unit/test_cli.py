@@ -59,7 +59,10 @@ def test_check_prints_what_is_declared(folder: Path) -> None:
         (["render", "minilm"], 2, ["--output"]),
         (["lock", "--offline"], 2, ["--check"]),
         (["check", "--file", "absent.yaml"], errors.ConfigError.exit_code, ["absent.yaml", "no such file"]),
-        (["check", "--images", "absent"], errors.ConfigError.exit_code, ["embeddings"]),
+        (["check", "--file", "x" * 300], errors.ConfigError.exit_code, ["File name too long"]),
+        (["check", "--images", "x" * 300], errors.ConfigError.exit_code, ["File name too long"]),
+        (["check", "--log-form", "json"], 2, ["--log-form"]),
+        (["check", "--images", "absent"], errors.ConfigError.exit_code, ["absent", "--images"]),
         (
             ["check", "--schema", "absent/x.json"],
             errors.ConfigError.exit_code,
@@ -162,3 +165,27 @@ def test_a_result_that_cannot_be_written_is_said(folder: Path) -> None:
     assert done.returncode == errors.UsageError.exit_code
     assert "cannot be written (No space left on device)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_traceback(folder: Path, closed: str) -> None:
+    command = f"{sys.executable} {ROOT / 'build.py'} check {closed}"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_locking_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+    """Many processes, each with a model of its own, put them into one lock."""
+    program = (
+        "import sys; from pathlib import Path; from modelbake.lock import *;"
+        "name, path = sys.argv[1], Path(sys.argv[2]);"
+        "file = LockedFile('a', 1, '0' * 64);"
+        "made = LockedModel(name, 'hf://a/' + name, 'https://h', 'main', 'a' * 40, ('*',), (), (file,));"
+        "exec('with exclusively(path): write_lock(path, update_lock(read_lock(path), [made]))')"
+    )
+    path = tmp_path / "models.lock"
+    names = [f"m{number}" for number in range(8)]
+    running = [subprocess.Popen([sys.executable, "-c", program, name, str(path)], cwd=ROOT) for name in names]
+    assert [each.wait() for each in running] == [0] * len(names)
+    assert sorted(json.loads(path.read_text())["models"]) == names

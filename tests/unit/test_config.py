@@ -613,7 +613,10 @@ def test_a_wrong_default_is_reported_once() -> None:
 def test_no_file() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(Path("absent.yaml"))
-    assert str(caught.value) == "absent.yaml: no such file\n  hint: run in the folder that holds models.yaml"
+    assert (
+        str(caught.value)
+        == "absent.yaml: no such file\n  hint: run in the folder that holds models.yaml, or name it with --file"
+    )
 
 
 # --- anything at all, anywhere -------------------------------------------------------------------------

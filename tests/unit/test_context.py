@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -50,3 +51,41 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
         Context(FILES).write(tmp_path / "file")
     with pytest.raises(RenderError, match="cannot write"):
         Context(FILES).write(tmp_path / "file" / "below")
+
+
+def test_a_file_of_the_same_name_is_not_ours_to_replace(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM mine\n")
+    with pytest.raises(RenderError, match="did not write: Dockerfile"):
+        Context(FILES).write(tmp_path)
+    assert (tmp_path / "Dockerfile").read_text() == "FROM mine\n"
+
+
+@pytest.mark.parametrize("link", ["Dockerfile", "app"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, link: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Context(FILES).write(tmp_path / "c")
+    for file in sorted((tmp_path / "c" / link).glob("*")) or [tmp_path / "c" / link]:
+        file.unlink()
+    if link == "app":
+        (tmp_path / "c/app").rmdir()
+    (tmp_path / "c" / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RenderError, match=link):
+        Context(FILES).write(tmp_path / "c")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_the_umask_does_not_reach_the_image(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        Context({**FILES, "app/pkg/deep.py": b""}).write(tmp_path / "c")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "c").rglob("*") if path.is_dir()} == {0o755}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "c").rglob("*") if path.is_file()} == {0o644}
+
+
+def test_an_index_that_is_no_text_lists_nothing(tmp_path: Path) -> None:
+    Context(FILES).write(tmp_path)
+    (tmp_path / ".context-files").write_bytes(b"\xff")
+    with pytest.raises(RenderError, match="did not write"):
+        Context(FILES).write(tmp_path)

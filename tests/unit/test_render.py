@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,25 +11,36 @@ import pytest
 from modelbake.context import Context
 from modelbake.errors import RenderError
 from modelbake.plan import BuildPlan
-from modelbake.render import exec_form, quoted, render
+from modelbake.render import PROGRAMS, exec_form, quoted, render
 from tests.unit.planning import planned
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+def test_every_program_is_listed_and_no_other() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "images/builder", "images/start"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    programs = {name.removeprefix("images/") for name in tracked.stdout.split()}
+    assert set(PROGRAMS) == programs - {"builder/requirements.in"}
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """A small images/ folder, with things beside the programs that must never travel."""
-    for name in ("builder/install.py", "builder/fetch.py", "start/start.py", "embeddings/server.py"):
+    for name in (*PROGRAMS, "embeddings/server.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"# {name}\n")
     for name in (
-        "builder/requirements.txt",
         "embeddings/requirements.cuda.txt",
         "embeddings/requirements.cpu.txt",
     ):
         (tmp_path / name).write_text(f"# {name}\n")
-    for stray in ("embeddings/.env", "builder/token.txt", "start/model.safetensors"):
+    for stray in ("embeddings/.env", "builder/token.txt", "builder/scratch.py", "start/model.safetensors"):
         (tmp_path / stray).write_text("hf_canary")
     return tmp_path
 
@@ -48,13 +61,10 @@ def test_the_context_is_what_the_dockerfile_copies_and_nothing_else(images: Path
         [
             "Dockerfile",
             "app/server.py",
-            "builder/fetch.py",
-            "builder/install.py",
-            "builder/requirements.txt",
+            *PROGRAMS,
             "manifest.json",
             "requirements.txt",
             "sources.json",
-            "start/start.py",
             *(f"weights/{group.digest}/manifest.json" for group in plan.groups),
         ]
     )
@@ -144,3 +154,21 @@ def test_a_missing_program_is_an_error(images: Path) -> None:
     (images / "embeddings/server.py").unlink()
     with pytest.raises(RenderError, match=r"server\.py: cannot read"):
         _render(planned(directory=images / "embeddings"), images)
+
+
+def test_a_runtime_without_files_of_its_own_copies_none(images: Path) -> None:
+    plan = planned(directory=images / "embeddings")
+    bare = replace(plan, runtime=plan.runtime.model_copy(update={"app": ()}))
+    context = _render(bare, images)
+    assert b"app/ /app/" not in context.files["Dockerfile"]
+    assert b"app/ /app/" in _render(plan, images).files["Dockerfile"]
+
+
+def test_the_label_names_what_was_built_and_not_from_where(images: Path) -> None:
+    plan = planned(directory=images / "embeddings")
+    context = _render(plan, images)
+    assert f'LABEL "io.modelbake.plan"="{context.digest}"'.encode() in context.files["Dockerfile"]
+    mirrored = replace(plan, locked=replace(plan.locked, hub="https://mirror.example.com"))
+    assert _render(mirrored, images).digest == context.digest
+    (images / "embeddings/server.py").write_text("# another server\n")
+    assert _render(plan, images).digest != context.digest

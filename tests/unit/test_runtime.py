@@ -79,7 +79,8 @@ def test_runtimes_are_the_folders_with_a_runtime_file(tmp_path: Path) -> None:
     (tmp_path / "builder").mkdir()
     (tmp_path / "runtime.yaml").write_text("")
     assert list_runtimes(tmp_path) == ["a", "b"]
-    assert list_runtimes(tmp_path / "absent") == []
+    with pytest.raises(ConfigError, match=r"absent: cannot be read \(No such file"):
+        list_runtimes(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
