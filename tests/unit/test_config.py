@@ -613,10 +613,8 @@ def test_a_wrong_default_is_reported_once() -> None:
 def test_no_file() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(Path("absent.yaml"))
-    assert (
-        str(caught.value)
-        == "absent.yaml: no such file\n  hint: run in the folder that holds models.yaml, or name it with --file"
-    )
+    hint = "run in the folder that holds models.yaml, or name it with --file"
+    assert str(caught.value) == f"absent.yaml: no such file\n  hint: {hint}"
 
 
 # --- anything at all, anywhere -------------------------------------------------------------------------
