@@ -11,21 +11,90 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WEIGHTS = """
-    bin ckpt data-00000-of-00001 dduf engine ggml gguf h5 hdf5 joblib keras llamafile mar mlmodel model msgpack
-    nemo npy npz onnx onnx.data onnx_data ot params part pb pdparams pickle pkl plan pt pte pth safetensors t7
-    tflite trt
-""".split()
-SECRETS = """
-    .env .env.local sub/.env.production prod.env .envrc secret.pem tls.key hub.token hf_token .hf_token .netrc
-    .git-credentials .pypirc id_rsa id_ed25519 htpasswd pip.conf .docker/config.json .aws/credentials
-    .huggingface/token
-""".split()
-CACHES = """
-    .venv/bin/python venv/x env/x .tox/x .nox/x __pycache__/x.pyc x.pyc .cache/x .mypy_cache/x .pytest_cache/x
-    .ruff_cache/x build/x dist/x.whl x.egg-info/PKG-INFO wandb/x mlruns/x reports/minilm/1.0.0.json
-    context/Dockerfile .demo/models.yaml core.123 x.log
-""".split()
+WEIGHTS = [
+    "bin",
+    "ckpt",
+    "data-00000-of-00001",
+    "dduf",
+    "engine",
+    "ggml",
+    "gguf",
+    "h5",
+    "hdf5",
+    "joblib",
+    "keras",
+    "llamafile",
+    "mar",
+    "mlmodel",
+    "model",
+    "msgpack",
+    "nemo",
+    "npy",
+    "npz",
+    "onnx",
+    "onnx.data",
+    "onnx_data",
+    "ot",
+    "params",
+    "part",
+    "pb",
+    "pdparams",
+    "pickle",
+    "pkl",
+    "plan",
+    "pt",
+    "pte",
+    "pth",
+    "safetensors",
+    "t7",
+    "tflite",
+    "trt",
+]
+SECRETS = [
+    ".env",
+    ".env.local",
+    "sub/.env.production",
+    "prod.env",
+    ".envrc",
+    "secret.pem",
+    "tls.key",
+    "hub.token",
+    "hf_token",
+    ".hf_token",
+    ".netrc",
+    ".git-credentials",
+    ".pypirc",
+    "id_rsa",
+    "id_ed25519",
+    "htpasswd",
+    "pip.conf",
+    ".docker/config.json",
+    ".aws/credentials",
+    ".huggingface/token",
+]
+CACHES = [
+    ".venv/bin/python",
+    "venv/x",
+    "env/x",
+    ".tox/x",
+    ".nox/x",
+    "__pycache__/x.pyc",
+    "x.pyc",
+    ".cache/x",
+    ".mypy_cache/x",
+    ".pytest_cache/x",
+    ".ruff_cache/x",
+    "build/x",
+    "dist/x.whl",
+    "x.egg-info/PKG-INFO",
+    "wandb/x",
+    "mlruns/x",
+    "reports/minilm/1.0.0.json",
+    "context/Dockerfile",
+    ".demo/models.yaml",
+    "core.123",
+    "x.log",
+]
 NEVER = [*(f"deep/folder/weights.{suffix}" for suffix in WEIGHTS), *SECRETS, *CACHES]
 KEPT = [
     "models.yaml", "models.lock", ".env.example", "images/embeddings/server.py", "build.py",
