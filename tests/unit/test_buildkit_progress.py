@@ -237,6 +237,34 @@ def test_what_buildkit_repeats_is_said_once() -> None:
     ]
 
 
+def test_the_old_story_of_a_cached_step_is_not_told_as_news() -> None:
+    """Else a build that fetched nothing would log, and count, what an earlier one fetched."""
+    trace = Trace()
+    context = VertexState(digest="sha256:0", name="[internal] load context", started=500.0, completed=501.0)
+    old = replace(RUN, completed=110.0)
+    now = replace(RUN, started=502.0, completed=502.0, cached=True)
+    piece = LogPiece(vertex="sha256:1", stream=1, data=b'{"event": "fetched"}\n')
+    events = [
+        *trace.update(StatusUpdate(vertexes=(context,))),
+        *trace.update(StatusUpdate(vertexes=(old,), logs=(piece,))),
+        *trace.update(StatusUpdate(vertexes=(now,))),
+    ]
+    told = [
+        (type(event).__name__, event.name) for event in events if not isinstance(event, Transfer | Warned)
+    ]
+    assert told == [
+        ("VertexStarted", "[internal] load context"),
+        ("VertexDone", "[internal] load context"),
+        ("VertexStarted", RUN.name),
+        ("VertexDone", RUN.name),
+    ]
+    assert isinstance(events[-1], VertexDone)
+    assert events[-1].cached
+    running = Trace()
+    fresh = list(running.update(StatusUpdate(vertexes=(replace(RUN, completed=110.0),), logs=(piece,))))
+    assert any(isinstance(event, Log) for event in fresh), "control: a step of this very build is told"
+
+
 def test_a_step_in_two_parts() -> None:
     # As BuildKit reports the loading of a context: both parts in one message.
     parts = (replace(RUN, completed=100.0), replace(RUN, started=101.0, completed=102.0))
