@@ -84,6 +84,7 @@ class BuildView:
                 )
             case "fetched" if "message" not in record:
                 self.fetched_bytes += int(record["bytes"])
+                self._drop_bar(log.vertex + record["file"])
                 wanted = ("source", "file", "bytes", "attempts", "sha256", "seconds")
                 self._output.audit(**{key: record[key] for key in wanted})
             case "error":

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from modelbake import errors
+from modelbake.engine import Engine
 from tests.integration.world import Ran, World
 from tests.servers.engine_proxy import EngineProxy
 from tests.servers.environment import ROOT
@@ -278,3 +279,15 @@ def test_doctor_finds_what_is_wrong(locked: World) -> None:
     ran = locked.build_py("doctor", DOCKER_HOST="unix:///nowhere.sock")
     assert ran.code == errors.DoctorFailed.exit_code
     assert re.search(r"^mend engine: .*nowhere", ran.out, re.M)
+
+
+def test_a_disk_that_is_too_small_for_the_model(locked: World, engine: Engine) -> None:
+    if engine.disk_free() is None:
+        pytest.skip("the engine is on another machine: its disk cannot be seen from here")
+    path = locked.folder / "models.lock"
+    lock = json.loads(path.read_text())
+    lock["models"]["tiny"]["files"][0]["size"] = 10**15
+    path.write_text(json.dumps(lock, indent=2, sort_keys=True) + "\n")
+    locked.hub.reset_log()
+    _failed(locked.build_py("build", "tiny"), errors.DiskFull, "GB free", "2000000.0 GB", "docker system df")
+    assert locked.hub.requests() == [], "noticed before anything is fetched"
