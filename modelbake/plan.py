@@ -25,6 +25,8 @@ BUNDLE_BYTES = 256 * MIB  # small files are bundled up to this much
 MAX_GROUPS = 80
 
 LABEL_PREFIX = "io.modelbake."
+LOCK_LABEL = LABEL_PREFIX + "lock"  # digest of the weights
+PLAN_LABEL = LABEL_PREFIX + "plan"  # digest of the context that the image was built of
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Run
         LABEL_PREFIX + "version": spec.version,
         LABEL_PREFIX + "source": locked.source,
         LABEL_PREFIX + "commit": locked.commit,
-        LABEL_PREFIX + "lock": locked.digest,
+        LOCK_LABEL: locked.digest,
         LABEL_PREFIX + "runtime": runtime.name,
         LABEL_PREFIX + "device": spec.device,
     }

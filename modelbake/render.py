@@ -17,7 +17,7 @@ import jinja2
 
 from modelbake.context import Context
 from modelbake.errors import RenderError
-from modelbake.plan import BuildPlan
+from modelbake.plan import PLAN_LABEL, BuildPlan
 
 # What of images/ travels with every context. A list, so that nothing lying beside it ever does.
 PROGRAMS = (
@@ -59,17 +59,20 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
         files[f"app/{name}"] = _read(plan.runtime.directory / name)
     # The image names in a label what it was built of, so that `smoke` and `push` know one of another plan.
     # Where the bytes come from is no part of it: another mirror makes the same image.
-    what = {"Dockerfile": _dockerfile(plan, "", templates).encode(), **files}
-    lines = [f"{hashlib.sha256(what[path]).hexdigest()} {path}\n" for path in sorted(what)]
+    unlabelled = _dockerfile(plan, templates)
+    files["Dockerfile"] = unlabelled.encode()
+    lines = [f"{hashlib.sha256(files[path]).hexdigest()} {path}\n" for path in sorted(files)]
     digest = f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
-    files["Dockerfile"] = _dockerfile(plan, digest, templates).encode()
+    # No value can look like this line: `quoted` escapes every quotation mark.
+    label, empty = quoted(PLAN_LABEL), quoted("")
+    files["Dockerfile"] = unlabelled.replace(f"{label}={empty}", f"{label}={quoted(digest)}").encode()
     files["sources.json"] = plan.sources()
     return Context(files, digest)
 
 
-def _dockerfile(plan: BuildPlan, digest: str, templates: Path) -> str:
+def _dockerfile(plan: BuildPlan, templates: Path) -> str:
     try:
-        return _environment(templates).get_template("Dockerfile.j2").render(plan=plan, digest=digest)
+        return _environment(templates).get_template("Dockerfile.j2").render(plan=plan)
     except jinja2.TemplateError as error:
         where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"
         raise RenderError(str(error), subject=str(templates / where)) from error

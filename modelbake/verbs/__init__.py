@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from modelbake.errors import ImageNotFound, ModelbakeError
 
-PLAN_LABEL = "io.modelbake.plan"  # the image's label that holds the digest of its context
-
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
     from modelbake.context import Context
     from modelbake.engine import Engine, LocalImage
     from modelbake.output import Output
     from modelbake.plan import BuildPlan
+    from modelbake.workspace import Workspace
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +46,34 @@ def for_each(specs: Sequence[ModelSpec], action: Callable[[ModelSpec], None], ou
         )
 
 
-def built_image(engine: Engine, plan: BuildPlan, context: Context) -> LocalImage:
+def for_each_image(
+    args: argparse.Namespace,
+    workspace: Workspace,
+    output: Output,
+    action: Callable[[Engine, BuildPlan, LocalImage], None],
+) -> None:
+    """Run `action` for the built image of every model that `args` names, as `for_each` does."""
+    from modelbake import engine as engines
+
+    specs = workspace.config.select(args.names, all=args.all)
+    plans = {spec.name: workspace.plan(spec) for spec in specs}
+    engine = engines.connect()
+
+    def act(spec: ModelSpec) -> None:
+        plan = plans[spec.name]
+        action(engine, plan, _built_image(engine, plan, workspace.context(plan)))
+
+    for_each(specs, act, output)
+
+
+def _built_image(engine: Engine, plan: BuildPlan, context: Context) -> LocalImage:
     """Return the image that `build` made of this very plan.
 
     Raises ImageNotFound where there is none, or where models.yaml, models.lock or the runtime say otherwise
     now than when it was built.
     """
+    from modelbake.plan import PLAN_LABEL
+
     remedy = f"run `build.py build {plan.name}`"
     image = engine.image(plan.local_tag)
     if image is None:

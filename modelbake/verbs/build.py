@@ -37,6 +37,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.buildview import BuildView
     from modelbake.credentials import Secret
     from modelbake.dockerconfig import RegistryAuth
+    from modelbake.plan import LOCK_LABEL
 
     specs = workspace.config.select(args.names, all=args.all)
     plans = {spec.name: workspace.plan(spec) for spec in specs}
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         free = engine.disk_free()
         needed = _DISK_PER_WEIGHT_BYTE * plan.locked.size
         image = engine.image(plan.local_tag)
-        there = image is not None and image.labels.get("io.modelbake.lock") == plan.locked.digest
+        there = image is not None and image.labels.get(LOCK_LABEL) == plan.locked.digest
         if free is not None and free < needed and not there:
             raise DiskFull(
                 f"the engine's disk has {free / 1e9:.1f} GB free, this build needs {needed / 1e9:.1f} GB",

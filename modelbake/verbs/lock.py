@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     if token:
         output.redactor.add(token)
     if args.check:
-        _check(specs, None if args.offline else (token,), workspace, output, everything=not args.names)
+        _check(specs, token, workspace, output, everything=not args.names, offline=args.offline)
     else:
         _lock(specs, token, workspace, output, everything=not args.names)
 
@@ -89,11 +89,12 @@ def _replaceable(workspace: Workspace, names: set[str], *, everything: bool) -> 
 
 def _check(
     specs: list[ModelSpec],
-    upstream: tuple[Secret | None] | None,
+    token: Secret | None,
     workspace: Workspace,
     output: Output,
     *,
     everything: bool,
+    offline: bool,
 ) -> None:
     from modelbake.lock import config_drift, upstream_drift
     from modelbake.sources import head_all
@@ -103,10 +104,10 @@ def _check(
     drifts = [drift for drift in config_drift(workspace.config, lock) if drift.model in names or everything]
     for drift in drifts:
         output.result(str(drift))
-    if upstream is not None:
+    if not offline:
         # A model that has to be locked anew anyway has nothing to compare upstream with.
         settled = [spec for spec in specs if spec.name not in {drift.model for drift in drifts}]
-        moved = upstream_drift(lock, head_all(settled, upstream[0]))
+        moved = upstream_drift(lock, head_all(settled, token))
         for drift in moved:
             output.result(str(drift))
         drifts += moved
@@ -118,6 +119,6 @@ def _check(
         )
     output.event(
         "no_drift",
-        f"{workspace.lock_path} agrees with models.yaml{'' if upstream is None else ' and with upstream'}",
+        f"{workspace.lock_path} agrees with models.yaml{'' if offline else ' and with upstream'}",
         models=len(specs),
     )

@@ -6,11 +6,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from modelbake.output import Output
-from modelbake.verbs import built_image, for_each, model_arguments
+from modelbake.verbs import for_each_image, model_arguments
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
-    from modelbake.config import ModelSpec
+    from modelbake.engine import Engine, LocalImage
+    from modelbake.plan import BuildPlan
 
 SUMMARY = "push a smoke-tested image and print its digest reference"
 
@@ -22,28 +23,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print `REGISTRY/NAME@sha256:...` for each model."""
-    from modelbake import engine as engines
     from modelbake.dockerconfig import RegistryAuth
     from modelbake.push import push
     from modelbake.report import asked_of
 
-    specs = workspace.config.select(args.names, all=args.all)
-    plans = {spec.name: workspace.plan(spec) for spec in specs}
-    engine = engines.connect()
-
-    def push_one(spec: ModelSpec) -> None:
-        plan = plans[spec.name]
-        image = built_image(engine, plan, workspace.context(plan))
+    def push_one(engine: Engine, plan: BuildPlan, image: LocalImage) -> None:
         pushed = push(
             engine,
             RegistryAuth(),
             repository=plan.repository,
             version=plan.version,
             image=image,
-            asked=asked_of(spec),
+            asked=asked_of(plan.spec),
             reports=workspace.reports,
             output=output,
         )
         output.result(pushed.reference)
 
-    for_each(specs, push_one, output)
+    for_each_image(args, workspace, output, push_one)

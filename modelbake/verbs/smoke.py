@@ -6,11 +6,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from modelbake.output import Output
-from modelbake.verbs import built_image, for_each, model_arguments
+from modelbake.verbs import for_each_image, model_arguments
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
-    from modelbake.config import ModelSpec
+    from modelbake.engine import Engine, LocalImage
+    from modelbake.plan import BuildPlan
 
 SUMMARY = "test a built image on the GPU (or CPU) and write its report"
 
@@ -22,20 +23,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print `NAME passed DEVICE reports/NAME/VERSION.json` for each model."""
-    from modelbake import engine as engines
     from modelbake.report import report_path
     from modelbake.smoke import smoke
 
-    specs = workspace.config.select(args.names, all=args.all)
-    plans = {spec.name: workspace.plan(spec) for spec in specs}
-    engine = engines.connect()
-
-    def smoke_one(spec: ModelSpec) -> None:
-        plan = plans[spec.name]
-        image = built_image(engine, plan, workspace.context(plan))
+    def smoke_one(engine: Engine, plan: BuildPlan, image: LocalImage) -> None:
         report = smoke(
             engine,
-            spec,
+            plan.spec,
             image,
             runtime_port=plan.runtime.port,
             health=plan.runtime.health,
@@ -46,4 +40,4 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         path = report_path(workspace.reports, plan.name, plan.version)
         output.result(f"{plan.name} passed {report.device} {path}")
 
-    for_each(specs, smoke_one, output)
+    for_each_image(args, workspace, output, smoke_one)

@@ -10,9 +10,10 @@ import select
 import socket
 import socketserver
 import ssl
-import threading
 from contextlib import suppress
 from pathlib import Path
+
+from tests.servers.running import RunsInThread
 
 _SDK = re.compile(rb"^user-agent: docker-sdk-python", re.IGNORECASE | re.MULTILINE)
 _UPGRADE = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
@@ -72,7 +73,7 @@ def _pump(client: socket.socket, engine: socket.socket, record: bytearray) -> No
                     return
 
 
-class EngineProxy(socketserver.ThreadingTCPServer):
+class EngineProxy(RunsInThread, socketserver.ThreadingTCPServer):
     """Listen on loopback; `port` is where.
 
     `refused` is how many sessions were; `recorded` is all that the engine answered.
@@ -101,13 +102,3 @@ class EngineProxy(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that goes away is no matter of the proxy's
-
-    def __enter__(self) -> EngineProxy:
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()

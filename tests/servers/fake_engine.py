@@ -10,10 +10,11 @@ import http.server
 import json
 import re
 import socketserver
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from tests.servers.running import RunsInThread
 
 VERSION = {"Version": "26.1.5", "ApiVersion": "1.45", "Os": "linux", "Arch": "amd64"}
 INFO = {"OSType": "linux", "Architecture": "x86_64", "DockerRootDir": "/var/lib/docker", "Name": "elsewhere"}
@@ -66,7 +67,7 @@ class Request(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class FakeEngine(socketserver.ThreadingUnixStreamServer):
+class FakeEngine(RunsInThread, socketserver.ThreadingUnixStreamServer):
     """Serve `answers` ('METHOD path-regex' -> what to do) in a `with` block; `host` is the address."""
 
     daemon_threads = True
@@ -88,13 +89,3 @@ class FakeEngine(socketserver.ThreadingUnixStreamServer):
         path = folder / "engine.sock"
         self.host = f"unix://{path}"
         super().__init__(str(path), Request)
-
-    def __enter__(self) -> FakeEngine:
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()

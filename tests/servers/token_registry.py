@@ -12,8 +12,9 @@ import hashlib
 import http.server
 import io
 import json
-import threading
 from typing import Any
+
+from tests.servers.running import RunsInThread
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
@@ -72,7 +73,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class TokenRegistry(http.server.ThreadingHTTPServer):
+class TokenRegistry(RunsInThread, http.server.ThreadingHTTPServer):
     """Serve `base:1`, whose only layer is `rootfs` (a tar), to `user` with `password`."""
 
     daemon_threads = True
@@ -107,13 +108,3 @@ class TokenRegistry(http.server.ThreadingHTTPServer):
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         self.content[f"/v2/base/blobs/{digest}"] = ("application/octet-stream", data)
         return {"mediaType": media_type, "size": len(data), "digest": digest}
-
-    def __enter__(self) -> TokenRegistry:
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()

@@ -25,6 +25,7 @@ import pytest
 
 from tests.servers.hub import Fault, Hub, Repo
 from tests.servers.hub_certificate import Certificate, make_certificate
+from tests.servers.running import RunsInThread
 
 FETCH = Path(__file__).parents[3] / "images" / "builder" / "fetch.py"
 TOKEN = "hf_canary0123456789abcdefghij"
@@ -532,7 +533,7 @@ def test_a_host_without_a_name(world: World) -> None:
 # -- redirects -----------------------------------------------------------------------------------------------
 
 
-class Rogue(ThreadingHTTPServer):
+class Rogue(RunsInThread, ThreadingHTTPServer):
     """A server that does whatever a test wants, for what the well-behaved hub cannot do."""
 
     daemon_threads = True
@@ -547,16 +548,6 @@ class Rogue(ThreadingHTTPServer):
             context.load_cert_chain(certificate.cert, certificate.key)
             self.socket = context.wrap_socket(self.socket, server_side=True)
             self.url = self.url.replace("http:", "https:")
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,))
-
-    def __enter__(self) -> Rogue:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         assert isinstance(sys.exception(), OSError), sys.exception()

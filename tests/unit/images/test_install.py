@@ -12,7 +12,6 @@ import ssl
 import stat
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests.servers.hub_certificate import make_certificate
+from tests.servers.running import RunsInThread
 
 BUILDER = Path(__file__).parents[3] / "images" / "builder"
 INSTALL = BUILDER / "install.py"
@@ -63,7 +63,7 @@ def pin(wheel: str) -> str:
 PINNED = "# pinned\n" + pin("alpha-1.0-py3-none-any.whl") + pin("beta-2.0-py3-none-any.whl")
 
 
-class Index(ThreadingHTTPServer):
+class Index(RunsInThread, ThreadingHTTPServer):
     """A package index of WHEELS behind a password; `spoilt` names wheels that it garbles."""
 
     daemon_threads = True
@@ -81,16 +81,6 @@ class Index(ThreadingHTTPServer):
             scheme = "https"
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.url = f"{scheme}://{USER}:{PASSWORD}@{self.host}/secret-path/simple"
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,))
-
-    def __enter__(self) -> Index:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         assert isinstance(sys.exception(), OSError), sys.exception()
