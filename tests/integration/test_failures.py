@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -235,25 +237,49 @@ def test_a_report_is_about_the_checks_it_ran(smoked: World) -> None:
     smoked.run("smoke", "push")
 
 
+@contextmanager
+def _waiting_smoke(world: World) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], set[str]]]]:
+    """Start `build.py smoke` of a server that takes a minute to get ready; yield it, and what it left."""
+    world.models(tiny={"env": {"TINY_WAITS": "60"}})
+    world.run("build")
+    ours = ("ps", "--all", "--quiet", "--filter", "name=modelbake-tiny")
+    before = set(world.docker(*ours).ok().out.split())
+    command = [sys.executable, str(ROOT / "build.py"), "smoke", "tiny", "--images", str(world.images)]
+    with subprocess.Popen(command, cwd=world.folder, env=world.environment, stderr=subprocess.PIPE) as run:
+        try:
+            yield run, lambda: set(world.docker(*ours).ok().out.split()) - before
+        finally:
+            run.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_smoke_run_that_is_cut_short_leaves_no_container(locked: World, number: signal.Signals) -> None:
-    locked.models(tiny={"env": {"TINY_WAITS": "60"}})
-    locked.run("build")
-    ours = ("ps", "--all", "--quiet", "--filter", "name=modelbake-tiny")
-    command = [sys.executable, str(ROOT / "build.py"), "smoke", "tiny", "--images", str(locked.images)]
-    before = set(locked.docker(*ours).ok().out.split())
-    with subprocess.Popen(command, cwd=locked.folder, env=locked.environment, stderr=subprocess.PIPE) as run:
+    with _waiting_smoke(locked) as (run, containers):
         for _ in range(200):
-            running = set(locked.docker(*ours).ok().out.split()) - before
-            if running:
+            if containers():
                 break
             time.sleep(0.1)
-        assert running, "control: there was a container"
+        assert containers(), "control: there was a container"
         run.send_signal(number)
         _, said = run.communicate(timeout=60)
-    assert run.returncode == errors.Interrupted.exit_code, said
-    left = set(locked.docker(*ours).ok().out.split())
-    assert not running & left
+        assert run.returncode == errors.Interrupted.exit_code, said
+        assert containers() == set()
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.5])
+def test_ctrl_c_at_any_moment_leaves_nothing(smoked: World, after: float) -> None:
+    report = smoked.folder / "reports/tiny/1.0.0.json"
+    assert report.exists(), "control: an older report that says that the model passed"
+    with _waiting_smoke(smoked) as (run, containers):
+        assert run.stderr is not None
+        assert b"running tiny 1.0.0" in run.stderr.readline()
+        time.sleep(after)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == errors.Interrupted.exit_code, said
+        assert b"Traceback" not in said
+        assert containers() == set()
+    assert not report.exists()
 
 
 def test_doctor_finds_what_is_wrong(locked: World) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import signal
 import threading
 import time
 import uuid
@@ -20,7 +18,7 @@ from modelbake.buildkit.solve import build
 from modelbake.config import CheckSpec, ModelSpec, SmokeSpec
 from modelbake.containers import LABEL
 from modelbake.engine import Engine, LocalImage
-from modelbake.errors import GpuUnavailable, NotReady, ReportMissing, SmokeFailed
+from modelbake.errors import GpuUnavailable, NotReady, SmokeFailed
 from modelbake.output import Output
 from modelbake.report import Report, read_report, write_report
 from modelbake.smoke import smoke
@@ -256,22 +254,6 @@ def test_a_model_for_gpus_is_refused_without(runs: Runs, images: Images) -> None
         runs(image, device="cuda")
     assert caught.value.exit_code == 53
     assert runs.read().passed is True, "nothing was tried, so nothing was found wrong"
-
-
-@pytest.mark.parametrize("after", [0.3, 1.5, 4.0])
-def test_ctrl_c_leaves_nothing(runs: Runs, images: Images, after: float) -> None:
-    image = images("slow")
-    runs.passed_before(image)
-    timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            runs(image, startup=60.0)
-    finally:
-        timer.cancel()
-    assert runs.left() == []
-    with pytest.raises(ReportMissing):
-        runs.read()
 
 
 @pytest.mark.gpu
