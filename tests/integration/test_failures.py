@@ -245,7 +245,14 @@ def _waiting_smoke(world: World) -> Iterator[tuple[subprocess.Popen[bytes], Call
     ours = ("ps", "--all", "--quiet", "--filter", "name=modelbake-tiny")
     before = set(world.docker(*ours).ok().out.split())
     command = [sys.executable, str(ROOT / "build.py"), "smoke", "tiny", "--images", str(world.images)]
-    with subprocess.Popen(command, cwd=world.folder, env=world.environment, stderr=subprocess.PIPE) as run:
+    with subprocess.Popen(
+        command,
+        cwd=world.folder,
+        env=world.environment,
+        stderr=subprocess.PIPE,
+        # Where these tests run under nohup, the program would inherit that SIGHUP is to be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    ) as run:
         try:
             yield run, lambda: set(world.docker(*ours).ok().out.split()) - before
         finally:
