@@ -65,6 +65,8 @@ class ModelSpec(Entry):
     device: Device = "cuda"
     base: schema.Base | None = None
     hub: schema.Hub = DEFAULT_HUB
+    layer_order: schema.LayerOrder = "auto"
+    compression: schema.Compression = "none"
     env: schema.Environment = Field(default_factory=dict)
     labels: schema.Labels = Field(default_factory=dict)
     smoke: SmokeSpec = Field(default_factory=SmokeSpec)

@@ -27,7 +27,9 @@ from docker.utils import kwargs_from_env
 from modelbake.buildkit.failure import FOREIGN, START_AN_ENGINE, translate, translating
 from modelbake.containers import Container, ContainerSpec, ContainerState, ExecResult, started
 from modelbake.dockerconfig import split_reference
-from modelbake.engine_push import PushedTag, PushEvent, push
+from modelbake.engine_pull import pull
+from modelbake.engine_push import PushedTag, push
+from modelbake.engine_stream import LayerProgress
 from modelbake.errors import EngineError, EngineNotFound, EngineTooOld
 from modelbake.errors import ImageNotFound as NoSuchImage
 
@@ -42,8 +44,8 @@ __all__ = [
     "Engine",
     "EngineInfo",
     "ExecResult",
+    "LayerProgress",
     "LocalImage",
-    "PushEvent",
     "PushedTag",
     "connect",
 ]
@@ -214,7 +216,7 @@ class Engine:
             return None
 
     def push(
-        self, ref: str, credentials: RegistryCredentials | None, on_event: Callable[[PushEvent], None]
+        self, ref: str, credentials: RegistryCredentials | None, on_event: Callable[[LayerProgress], None]
     ) -> PushedTag:
         """Push one tag. The engine reports failures inside a successful answer: all of them are read.
 
@@ -225,6 +227,26 @@ class Engine:
             ImageNotFound: the engine has no such tag.
         """
         return push(self.api, ref, credentials, on_event)
+
+    def pull(
+        self,
+        ref: str,
+        credentials: RegistryCredentials | None,
+        on_event: Callable[[LayerProgress], None],
+    ) -> LocalImage:
+        """Pull an image by its digest; layers that the engine has are not pulled again.
+
+        Raises:
+            RegistryAuthError: the registry refused the credentials, or wants some.
+            RegistryUnavailable: the engine cannot reach it, or it keeps failing.
+            ImageNotFound: the registry has no such image.
+            DiskFull, EngineError: as they say.
+        """
+        pull(self.api, split_reference(ref), credentials, on_event)
+        image = self.image(ref)
+        if image is None:
+            raise NoSuchImage("the engine says that it pulled it, and does not have it", subject=ref)
+        return image
 
     def start(self, spec: ContainerSpec) -> AbstractContextManager[Container]:
         """Start a container that is removed at the end of the `with` block, however it ends."""

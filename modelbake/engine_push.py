@@ -9,14 +9,14 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelbake.buildkit.failure import registry_error, translating
 from modelbake.dockerconfig import split_reference
-from modelbake.engine_stream import json_objects
+from modelbake.engine_stream import LayerProgress, json_objects, layer_progress, part, problem_of
 from modelbake.errors import DiskFull, ImageNotFound, ModelbakeError, PushFailed
 
 if TYPE_CHECKING:
@@ -29,16 +29,6 @@ _DIGEST_LINE = re.compile(r"\S+: digest: (?P<digest>sha256:[0-9a-f]{64}) size: (
 
 
 @dataclass(frozen=True)
-class PushEvent:
-    """How far a layer is: `current` of `total` bytes (0 where unknown), `status` in the engine's words."""
-
-    layer: str
-    status: str
-    current: int
-    total: int
-
-
-@dataclass(frozen=True)
 class PushedTag:
     """What the engine says it pushed: the manifest's digest and its size in bytes."""
 
@@ -48,7 +38,10 @@ class PushedTag:
 
 
 def push(
-    api: APIClient, ref: str, credentials: RegistryCredentials | None, on_event: Callable[[PushEvent], None]
+    api: APIClient,
+    ref: str,
+    credentials: RegistryCredentials | None,
+    on_event: Callable[[LayerProgress], None],
 ) -> PushedTag:
     """See Engine.push."""
     reference = split_reference(ref)
@@ -56,20 +49,17 @@ def push(
     problems: list[str] = []
     pushed: PushedTag | None = None
     with closing(
-        _messages(api, reference.name, tag, _auth_header(reference.registry, credentials))
+        _messages(api, reference.name, tag, auth_header(reference.registry, credentials))
     ) as messages:
         for message in messages:
-            if problem := message.get("errorDetail") or message.get("error"):
-                said = problem.get("message") if isinstance(problem, dict) else problem
-                problems.append(str(said))
-            elif digest := _part(message, "aux").get("Digest"):
+            if problem := problem_of(message):
+                problems.append(problem)
+            elif digest := part(message, "aux").get("Digest"):
                 pushed = PushedTag(f"{reference.name}:{tag}", str(digest), int(message["aux"].get("Size", 0)))
             elif said_so := _DIGEST_LINE.fullmatch(str(message.get("status", ""))):
                 pushed = PushedTag(f"{reference.name}:{tag}", said_so["digest"], int(said_so["size"]))
-            elif layer := message.get("id"):
-                detail = _part(message, "progressDetail")
-                current, total = int(detail.get("current", 0)), int(detail.get("total", 0))
-                on_event(PushEvent(str(layer), str(message.get("status", "")), current, total))
+            elif event := layer_progress(message):
+                on_event(event)
     if problems:
         raise _push_error("; ".join(dict.fromkeys(problems)), str(reference))
     if pushed is None:
@@ -95,7 +85,7 @@ def _messages(api: APIClient, name: str, tag: str, auth: str) -> Generator[dict[
             yield from json_objects(response.iter_content(chunk_size=None))
 
 
-def _auth_header(registry: str, credentials: RegistryCredentials | None) -> str:
+def auth_header(registry: str, credentials: RegistryCredentials | None) -> str:
     """Return X-Registry-Auth: base64 of JSON; the engine wants the header also without credentials."""
     document: dict[str, str] = {}
     if credentials is not None:
@@ -113,8 +103,3 @@ def _push_error(said: str, ref: str) -> ModelbakeError:
     if "does not exist locally" in said or "No such image" in said or "tag does not exist" in said:
         return ImageNotFound(said, subject=ref)
     return registry_error(said, ref) or PushFailed(said, subject=ref)
-
-
-def _part(message: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = message.get(key)
-    return value if isinstance(value, dict) else {}

@@ -33,6 +33,9 @@
     |   +-- PushFailed           64   the engine could not push the image
     |   +-- ReadBackMismatch     65   the registry holds something else than was pushed
     |   +-- ReportMissing        66   no passing smoke report for this very image
+    |   +-- RegistryLimit        67   the registry's limits do not take these layers
+    |   +-- RuntimeMissing       68   the registry has no runtime image, and none can be built here
+    +-- LayoutError              69   a folder is no OCI layout, or cannot be read or written
     +-- DoctorFailed             70   `doctor` found something to mend
     +-- Interrupted             130   Ctrl-C
 
@@ -250,6 +253,24 @@ class ReportMissing(RegistryError):
     """There is no passing smoke report for this very image."""
 
     exit_code = 66
+
+
+class RegistryLimit(RegistryError):
+    """A layer is larger, or there are more of them, than the registry takes."""
+
+    exit_code = 67
+
+
+class RuntimeMissing(RegistryError):
+    """The registry does not have the runtime's image, and no engine is there to build it."""
+
+    exit_code = 68
+
+
+class LayoutError(ModelbakeError):
+    """A folder is not an OCI layout, or it cannot be read or written."""
+
+    exit_code = 69
 
 
 class DoctorFailed(ModelbakeError):

@@ -54,7 +54,7 @@ class Manifest:
         manifest = cls(media_type, digest_of(body), body)
         if media_type not in MEDIA_TYPES:
             raise manifest._unusable(f"is of an unknown media type {media_type!r}")
-        said = manifest._document().get("mediaType", media_type)
+        said = manifest.document().get("mediaType", media_type)
         if said != media_type:
             raise manifest._unusable(f"came as {media_type} but calls itself {said!r}")
         return manifest
@@ -67,7 +67,7 @@ class Manifest:
     @property
     def config(self) -> Descriptor:
         """The image configuration; its digest is the image id of Docker's classic store."""
-        return self._descriptor("config", self._document().get("config"))
+        return self._descriptor("config", self.document().get("config"))
 
     @property
     def layers(self) -> tuple[Descriptor, ...]:
@@ -79,7 +79,8 @@ class Manifest:
         """The manifests that an index lists."""
         return self._descriptors("manifests")
 
-    def _document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object that it is. Raises RegistryError."""
         try:
             document = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -89,7 +90,7 @@ class Manifest:
         return document
 
     def _descriptors(self, key: str) -> tuple[Descriptor, ...]:
-        items = self._document().get(key)
+        items = self.document().get(key)
         if not isinstance(items, list):
             raise self._unusable(f"has no list of {key}")
         return tuple(self._descriptor(f"{key}[{number}]", item) for number, item in enumerate(items))

@@ -2,33 +2,26 @@
 
 The engine pushes under a candidate tag. What the registry then holds is read back and compared with the
 image; only when all of it is right the same manifest bytes are put under the version tag. So whatever
-fails before that leaves no version tag.
-
-Registries have no "create this tag only if it is absent". A tag that somebody else moves is noticed before
-ours is put, and again by reading it back; between these two moments the later writer wins, unless the
-registry's tags are immutable.
+fails before that leaves no version tag. What becomes of the tag itself is `versiontag`'s.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelbake.dockerconfig import RegistryAuth, split_reference
-from modelbake.errors import ReadBackMismatch, RegistryError, RegistryUnavailable, ReportMissing, TagConflict
+from modelbake.engine_stream import telling
+from modelbake.errors import ReadBackMismatch, ReportMissing
 from modelbake.manifest import Descriptor, Manifest
 from modelbake.registry import Registry
 from modelbake.report import read_report
+from modelbake.versiontag import VersionTag
 
 if TYPE_CHECKING:
     from modelbake.engine import Engine, EngineInfo, LocalImage
-    from modelbake.engine_push import PushEvent
     from modelbake.output import Output
-
-_TOLD_EVERY = 10.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -78,18 +71,24 @@ def push(
             if secret:
                 output.redactor.add(secret)
     with Registry(reference.registry, credentials) as registry:
-        release = _Release(registry, reference.repository, reference.name, version, image, engine.info)
-        if (there := release.current()) is not None:
+        release = _Release(registry, reference.repository, reference.name, image, engine.info)
+        tag = VersionTag(
+            registry,
+            reference.repository,
+            version,
+            same=lambda manifest: is_image(manifest, image.id, engine.info.store),
+        )
+        if (there := tag.current()) is not None:
             release.require_blobs(there)
             output.event("already_pushed", f"{repository}:{version} is there already: {there.digest}")
             return PushedImage(f"{repository}@{there.digest}", there.digest, version, already=True)
         candidate = f"{reference.name}:candidate-{image.id.removeprefix('sha256:')[:12]}"
         output.event("push_started", f"pushing {candidate}", repository=repository, image_id=image.id)
         with engine.tagged(image.id, candidate):
-            pushed = engine.push(candidate, credentials, _progress(output))
+            pushed = engine.push(candidate, credentials, telling(output, "push_progress", "pushed"))
         manifest = release.read_back(pushed.digest, candidate.rpartition(":")[2])
         release.require_blobs(manifest)
-        manifest = release.put(manifest)
+        manifest = tag.put(manifest)
     output.event(
         "pushed",
         f"{repository}:{version} is {manifest.digest}",
@@ -147,20 +146,8 @@ class _Release:
     registry: Registry
     repository: str
     name: str
-    version: str
     image: LocalImage
     engine: EngineInfo
-
-    def current(self) -> Manifest | None:
-        """Return the version tag's manifest, None without the tag. Raises TagConflict for another image."""
-        manifest = self.registry.manifest(self.repository, self.version)
-        if manifest is not None and not is_image(manifest, self.image.id, self.engine.store):
-            raise TagConflict(
-                f"the tag is taken by another image ({manifest.digest})",
-                subject=f"{self.name}:{self.version}",
-                hint="a released version does not change: raise `version` in models.yaml",
-            )
-        return manifest
 
     def read_back(self, digest: str, candidate: str) -> Manifest:
         """Return the pushed manifest, the same by digest and by tag, and that of the image."""
@@ -190,54 +177,9 @@ class _Release:
                 there = "it is not there" if size is None else f"the registry has {size} bytes"
                 raise self._mismatch(f"blob {blob.digest} should be {blob.size} bytes, but {there}")
 
-    def put(self, manifest: Manifest) -> Manifest:
-        """Give the manifest the version tag, if that is still free; return what is read back under it."""
-        if (there := self.current()) is not None:
-            return there
-        lost: RegistryUnavailable | None = None
-        try:
-            self.registry.put_manifest(self.repository, self.version, manifest)
-        except RegistryUnavailable as error:
-            lost = error  # it may have been taken nevertheless; what counts is what is there now
-        try:
-            found = self.registry.manifest(self.repository, self.version)
-        except RegistryError as error:
-            raise type(error)(
-                f"the tag was sent, but could not be read back: {error.message}",
-                subject=f"{self.name}:{self.version}",
-                hint="run `push` again: it finds out, and sends nothing twice",
-            ) from error
-        if found is None:
-            raise lost or self._mismatch("the registry took the tag, but does not have it")
-        if found != manifest:
-            raise TagConflict(
-                f"somebody moved the tag to {found.digest} while {manifest.digest} was being pushed",
-                subject=f"{self.name}:{self.version}",
-                hint="find out who releases this version besides you, and make the registry's tags immutable",
-            )
-        return found
-
     def _mismatch(self, problem: str) -> ReadBackMismatch:
         return ReadBackMismatch(
             problem,
             subject=self.name,
             hint="the version tag has not been set; push again, or look for what changes content on the way",
         )
-
-
-def _progress(output: Output) -> Callable[[PushEvent], None]:
-    """Return a listener that tells now and then how far the layers are."""
-    layers: dict[str, tuple[int, int]] = {}
-    told = time.monotonic()
-
-    def tell(event: PushEvent) -> None:
-        nonlocal told
-        if event.total:
-            layers[event.layer] = (min(event.current, event.total), event.total)
-        if time.monotonic() - told < _TOLD_EVERY or not layers:
-            return
-        told = time.monotonic()
-        done, total = (sum(column) for column in zip(*layers.values(), strict=True))
-        output.event("push_progress", f"pushed {done:,} of {total:,} bytes", bytes=done, total=total)
-
-    return tell

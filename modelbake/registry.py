@@ -8,6 +8,7 @@ Source: https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from modelbake.errors import ReadBackMismatch, RegistryError
 from modelbake.manifest import MEDIA_TYPES, Manifest
@@ -86,6 +87,10 @@ class Registry(RegistryConnection):
         if reply.status != 200 or not re.fullmatch(r"[0-9]{1,18}", length):
             raise self._refused(reply, "would not say whether it has the blob, and its size", subject)
         return int(length)
+
+    def read_blob(self, repository: str, digest: str) -> Iterator[bytes]:
+        """Yield a blob's bytes as they come; whoever reads them compares the digest."""
+        return self.download(f"/v2/{repository}/blobs/{digest}", scope=f"repository:{repository}:pull")
 
     def tags(self, repository: str) -> list[str]:
         """Return the repository's tags, sorted; none where there is no such repository."""

@@ -10,12 +10,13 @@ Sources: https://distribution.github.io/distribution/spec/auth/ (token, oauth2),
 from __future__ import annotations
 
 import base64
+import functools
 import ipaddress
 import os
 import re
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,6 +44,7 @@ _LOGIN_HINT = (
     "`docker login {host}`, or set MODELBAKE_REGISTRY, MODELBAKE_REGISTRY_USER and"
     " MODELBAKE_REGISTRY_PASSWORD_FILE"
 )
+_BUFFER = 1 << 20  # bytes; how a blob is read
 FOREIGN = (httpx2.HTTPError, httpx2.InvalidURL, httpx2.CookieConflict, httpx2.StreamError)
 
 
@@ -55,6 +57,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+class ConnectionLost(Exception):
+    """A request with a body that cannot be sent again was broken off; says how."""
 
 
 class RegistryConnection:
@@ -77,7 +83,8 @@ class RegistryConnection:
         self.host = registry_key(host)
         self._credentials = credentials
         self._attempts = attempts
-        self._sleep = sleep
+        self.sleep = sleep
+        self.first_wait = _FIRST_WAIT
         self._basic: str | None = None
         self._tokens: dict[str, str] = {}
         loopback = is_loopback(self.host)
@@ -117,18 +124,82 @@ class RegistryConnection:
         scope: str,
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
+        attempts: int = 0,
+        patience: float = 0.0,
     ) -> Reply:
-        """Send a request, authenticating when asked to; raise for 401, 403 and what stays 429 or 5xx."""
+        """Send a request, authenticating when asked to; raise for 401, 403 and what stays 429 or 5xx.
+
+        `scope`: what a token is asked for, several ones with spaces between. `attempts`, and `patience` (in
+        seconds, until an answer begins), replace the connection's own where they are given.
+        """
         url = self._url(path)
-        reply = self._send(method, url, headers, content, scope)
+        send = functools.partial(self._send, attempts=attempts or self._attempts, patience=patience)
+        reply = send(method, url, headers, content, scope)
         if reply.status == 400 and url.scheme == "http" and b"HTTPS" in reply.body:
             # How servers say, in clear, that this port speaks TLS; nothing secret has been sent yet.
             self._root = self._root.copy_with(scheme="https")
             url = self._url(path)
-            reply = self._send(method, url, headers, content, scope)
+            reply = send(method, url, headers, content, scope)
         if reply.status == 401:
             self._authenticate(reply, scope)
-            reply = self._send(method, url, headers, content, scope)
+            reply = send(method, url, headers, content, scope)
+        self._require_authorized(method, url, reply)
+        return reply
+
+    def transmit(
+        self, method: str, path: str, *, scope: str, headers: Mapping[str, str], content: Iterator[bytes]
+    ) -> Reply:
+        """Send a body that can be sent only once, in one attempt; its own exceptions pass through.
+
+        Raises:
+            ConnectionLost: it broke off; what has arrived is not known. Also for a token that has expired: a
+                new one is in place then.
+            RegistryAuthError: 401 or 403.
+        """
+        url = self._url(path)
+        sent = {**headers, **self._authorization(url, scope)}
+        try:
+            reply = self._receive(method, url, sent, content)
+        except httpx2.TransportError as error:
+            raise ConnectionLost(f"{type(error).__name__} {error}".rstrip()) from error
+        except FOREIGN as error:
+            raise self._unreachable(url, error) from error
+        if reply.status == 401 and "Authorization" in sent and self._tokens.get(scope):
+            self._authenticate(reply, scope)
+            raise ConnectionLost("the registry's token had expired")
+        self._require_authorized(method, url, reply)
+        return reply
+
+    def download(self, path: str, *, scope: str) -> Iterator[bytes]:
+        """Yield a body of any size. Redirects are followed; credentials stay with the registry's own host.
+
+        Raises RegistryError and its subclasses; 404 is one of them.
+        """
+        self.ask("HEAD", path, scope=scope)  # authenticates, and waits while the registry is busy
+        url = self._url(path)
+        try:
+            for _ in range(_MOST_REDIRECTS + 1):
+                headers = self._authorization(url, scope)
+                with self._client.stream("GET", url, headers=headers) as response:
+                    if response.status_code in _REDIRECTS:
+                        url = self._target(url, response.headers)
+                        continue
+                    if response.status_code != 200:
+                        raise RegistryError(
+                            f"answers HTTP {response.status_code} to GET {url.path}", subject=_place(url)
+                        )
+                    yield from response.iter_raw(_BUFFER)
+                    return
+        except FOREIGN as error:
+            raise self._unreachable(url, error) from error
+        raise RegistryError("redirects without end", subject=self.host)
+
+    def _authorization(self, url: httpx2.URL, scope: str) -> dict[str, str]:
+        """Return the Authorization header for a request, empty for any host but the registry's own."""
+        authorization = self._tokens.get(scope) or self._basic
+        return {"Authorization": authorization} if authorization and url.origin == self._root.origin else {}
+
+    def _require_authorized(self, method: str, url: httpx2.URL, reply: Reply) -> None:
         if reply.status in (401, 403):
             known = (
                 "refused the credentials" if self._credentials else "wants credentials, and there are none"
@@ -138,7 +209,6 @@ class RegistryConnection:
                 subject=self.host,
                 hint=_LOGIN_HINT.format(host=self.host),
             )
-        return reply
 
     def _url(self, path: str) -> httpx2.URL:
         try:
@@ -156,26 +226,29 @@ class RegistryConnection:
         headers: Mapping[str, str] | None,
         content: bytes | None,
         scope: str,
+        *,
+        attempts: int,
+        patience: float,
     ) -> Reply:
         """Exchange one request, following redirects of reads; only the registry's host is shown who asks."""
         for _ in range(_MOST_REDIRECTS + 1):
-            sent = dict(headers or {})
-            authorization = self._tokens.get(scope) or self._basic
-            if authorization and url.origin == self._root.origin:
-                sent["Authorization"] = authorization
-            reply = self._exchange(method, url, sent, content)
+            sent = {**(headers or {}), **self._authorization(url, scope)}
+            reply = self._exchange(method, url, sent, content, attempts=attempts, patience=patience)
             if reply.status not in _REDIRECTS:
                 return reply
             if method not in ("GET", "HEAD"):
                 raise RegistryError(f"redirects a {method}, which is not followed", subject=self.host)
-            try:
-                target = url.join(reply.headers.get("Location", ""))
-            except httpx2.InvalidURL as error:
-                raise RegistryError("redirects to what is no URL", subject=self.host) from error
-            if target.scheme not in {"https", url.scheme}:
-                raise RegistryError(f"redirects from https to {target.scheme}", subject=self.host)
-            url = target
+            url = self._target(url, reply.headers)
         raise RegistryError("redirects without end", subject=self.host)
+
+    def _target(self, url: httpx2.URL, headers: httpx2.Headers) -> httpx2.URL:
+        try:
+            target = url.join(headers.get("Location", ""))
+        except httpx2.InvalidURL as error:
+            raise RegistryError("redirects to what is no URL", subject=self.host) from error
+        if target.scheme not in {"https", url.scheme}:
+            raise RegistryError(f"redirects from https to {target.scheme}", subject=self.host)
+        return target
 
     def _authenticate(self, reply: Reply, scope: str) -> None:
         """Prepare the Authorization that the 401 asks for; raise RegistryAuthError where there is no way."""
@@ -208,7 +281,7 @@ class RegistryConnection:
                 f"names a token service that no credentials are sent to: {realm.scheme}://{realm.host}",
                 subject=self.host,
             )
-        asked = {"scope": scope} if scope else {}
+        asked: dict[str, str | list[str]] = {"scope": scope.split()} if scope else {}
         if challenge.get("service"):
             asked["service"] = challenge["service"]
         known = self._credentials
@@ -217,7 +290,7 @@ class RegistryConnection:
                 "grant_type": "refresh_token",
                 "client_id": "modelbake",
                 "refresh_token": known.identity_token.reveal(),
-            } | asked
+            } | ({**asked, "scope": scope} if scope else asked)
             body = str(httpx2.QueryParams(form)).encode()
             reply = self._exchange("POST", realm, {"Content-Type": "application/x-www-form-urlencoded"}, body)
         else:
@@ -239,13 +312,21 @@ class RegistryConnection:
         return f"Bearer {token}"
 
     def _exchange(
-        self, method: str, url: httpx2.URL, headers: Mapping[str, str], content: bytes | None
+        self,
+        method: str,
+        url: httpx2.URL,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        *,
+        attempts: int = 0,
+        patience: float = 0.0,
     ) -> Reply:
         """Send one request, again while the answer is 429, 5xx or a broken connection."""
-        for attempt in range(1, self._attempts + 1):
-            delay = _FIRST_WAIT * 2 ** (attempt - 1)
+        attempts = attempts or self._attempts
+        for attempt in range(1, attempts + 1):
+            delay = self.first_wait * 2 ** (attempt - 1)
             try:
-                reply = self._receive(method, url, headers, content)
+                reply = self._receive(method, url, headers, content, patience)
             except FOREIGN as error:
                 failure = self._unreachable(url, error)
                 if not isinstance(error, httpx2.TransportError) or _untrusted(error):
@@ -260,17 +341,24 @@ class RegistryConnection:
                     hint="try again later",
                 )
                 delay = max(delay, retry_after(reply))
-            if attempt == self._attempts or delay > _LONGEST_WAIT:
+            if attempt == attempts or delay > _LONGEST_WAIT:
                 raise failure
-            self._sleep(delay)
+            self.sleep(delay)
         raise AssertionError("unreachable: attempts is at least 1")
 
     def _receive(
-        self, method: str, url: httpx2.URL, headers: Mapping[str, str], content: bytes | None
+        self,
+        method: str,
+        url: httpx2.URL,
+        headers: Mapping[str, str],
+        content: bytes | Iterator[bytes] | None,
+        patience: float = 0.0,
     ) -> Reply:
-        deadline = time.monotonic() + _LONGEST_REPLY
         body = bytearray()
-        with self._client.stream(method, url, headers=headers, content=content) as response:
+        usual = self._client.timeout
+        timeout = httpx2.Timeout(max(patience, usual.read or 0.0), connect=usual.connect)
+        with self._client.stream(method, url, headers=headers, content=content, timeout=timeout) as response:
+            deadline = time.monotonic() + _LONGEST_REPLY
             for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > _LARGEST_REPLY:

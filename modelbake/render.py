@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ PROGRAMS = (
     "start/serving.py",
     "start/start.py",
 )
+# And with that of a runtime alone.
+RUNTIME_PROGRAMS = tuple(
+    program
+    for program in PROGRAMS
+    if program.startswith("start/") or program in ("builder/install.py", "builder/pip_errors.py")
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
@@ -47,22 +54,14 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
 
     Raises RenderError when a template is wrong or a named program does not exist.
     """
-    files = {
-        "manifest.json": plan.manifest(),
-        "requirements.txt": _read(plan.runtime.directory / plan.requirements) if plan.requirements else b"",
-    }
+    files = {"manifest.json": plan.manifest(), **_runtime_files(plan, programs, PROGRAMS)}
     for group in plan.groups:
         files[f"weights/{group.digest}/manifest.json"] = group.manifest
-    for program in PROGRAMS:
-        files[program] = _read(programs / program)
-    for name in plan.runtime.app:
-        files[f"app/{name}"] = _read(plan.runtime.directory / name)
     # The image names in a label what it was built of, so that `smoke` and `push` know one of another plan.
     # Where the bytes come from is no part of it: another mirror makes the same image.
-    unlabelled = _dockerfile(plan, templates)
+    unlabelled = _dockerfile(plan, templates, model=True)
     files["Dockerfile"] = unlabelled.encode()
-    lines = [f"{hashlib.sha256(files[path]).hexdigest()} {path}\n" for path in sorted(files)]
-    digest = f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+    digest = _digest(files)
     # No value can look like this line: `quoted` escapes every quotation mark.
     label, empty = quoted(PLAN_LABEL), quoted("")
     files["Dockerfile"] = unlabelled.replace(f"{label}={empty}", f"{label}={quoted(digest)}").encode()
@@ -70,9 +69,35 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     return Context(files, digest)
 
 
-def _dockerfile(plan: BuildPlan, templates: Path) -> str:
+def render_runtime(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
+    """Render the stages of a plan's runtime alone; the context's digest is the same for all its models.
+
+    Raises as `render` does.
+    """
+    files = _runtime_files(plan, programs, RUNTIME_PROGRAMS)
+    files["Dockerfile"] = _dockerfile(plan, templates, model=False).encode()
+    return Context(files, _digest(files))
+
+
+def _runtime_files(plan: BuildPlan, programs: Path, wanted: Sequence[str]) -> dict[str, bytes]:
+    files = {
+        "requirements.txt": _read(plan.runtime.directory / plan.requirements) if plan.requirements else b"",
+    }
+    for program in wanted:
+        files[program] = _read(programs / program)
+    for name in plan.runtime.app:
+        files[f"app/{name}"] = _read(plan.runtime.directory / name)
+    return files
+
+
+def _digest(files: Mapping[str, bytes]) -> str:
+    lines = [f"{hashlib.sha256(files[path]).hexdigest()} {path}\n" for path in sorted(files)]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def _dockerfile(plan: BuildPlan, templates: Path, *, model: bool) -> str:
     try:
-        return _environment(templates).get_template("Dockerfile.j2").render(plan=plan)
+        return _environment(templates).get_template("Dockerfile.j2").render(plan=plan, model=model)
     except jinja2.TemplateError as error:
         where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"
         raise RenderError(str(error), subject=str(templates / where)) from error

@@ -20,6 +20,8 @@ from modelbake.scalars import quoted
 from modelbake.validation import Entry, Number, Text, refusal
 
 Device = Literal["cuda", "any", "cpu"]
+LayerOrder = Literal["auto", "weights-first", "base-first"]
+Compression = Literal["none", "zstd"]
 DEFAULT_HUB = "https://huggingface.co"
 
 _IMAGE_ENVIRONMENT = frozenset(
@@ -212,6 +214,17 @@ class Settings(Entry):
         default=DEFAULT_HUB,
         description="The hub that hf:// sources are on.",
         examples=["https://hub.example.com"],
+    )
+    layer_order: LayerOrder = Field(
+        default="auto",
+        description="Where `publish` puts the weights. weights-first: at the bottom, where a patched runtime"
+        " does not move them. base-first: on top, where models of one runtime share it on a host."
+        " auto: at the bottom when they outweigh the runtime.",
+    )
+    compression: Compression = Field(
+        default="none",
+        description="Of the weight layers that `publish` makes. zstd: about a fifth fewer bytes, several"
+        " times slower to make and to pull, and hosts need Docker Engine 23 or newer.",
     )
     env: Environment = Field(
         default_factory=dict,

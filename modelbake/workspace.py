@@ -82,3 +82,9 @@ class Workspace:
         from modelbake.render import render
 
         return render(plan, templates=_TOOLKIT / "templates", programs=_TOOLKIT / "images")
+
+    def runtime_context(self, plan: BuildPlan) -> Context:
+        """Render the stages of a plan's runtime, without the model."""
+        from modelbake.render import render_runtime
+
+        return render_runtime(plan, templates=_TOOLKIT / "templates", programs=_TOOLKIT / "images")

@@ -5,18 +5,20 @@ Only `lock` asks a source anything; what it answers is written down, and nothing
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from modelbake.errors import ModelbakeError, SourceError, UsageError
+from modelbake.parallel import try_all
 
 if TYPE_CHECKING:
+    import threading
+
     from modelbake.config import ModelSpec
     from modelbake.credentials import Secret
     from modelbake.lock import Lock, LockedModel
+    from modelbake.stream.flow import Reader
 
-_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -50,6 +52,18 @@ def source_for(uri: str, token: Secret | None) -> Source:
     raise UsageError("no source serves this address", subject=uri, hint="write hf://organisation/name")
 
 
+def reader_for(locked: LockedModel, token: Secret | None, stop: threading.Event) -> Reader:
+    """Return what reads the locked files of a model. `stop`: set to end all reading.
+
+    Raises UsageError where no source serves its address.
+    """
+    if locked.source.startswith("hf://"):
+        from modelbake.sources.hub_read import HubReader
+
+        return HubReader(locked, token, stop=stop)
+    raise UsageError("no source serves this address", subject=locked.source, hint="run `build.py lock`")
+
+
 def resolve_all(
     specs: Sequence[ModelSpec],
     lock: Lock,
@@ -78,64 +92,10 @@ def head_all(specs: Sequence[ModelSpec], token: Secret | None, jobs: int = 8) ->
     return {spec.name: head for spec, head in zip(specs, heads, strict=True)}
 
 
-def parallel(items: Sequence[_Item], action: Callable[[_Item], _Result], threads: int) -> list[_Result]:
-    """Run `action` for every item and return what it returned, in their order.
-
-    After the first error nothing new is begun, and it is raised.
-    """
-    outcomes = _run(items, action, threads, stop_at_error=True)
-    for outcome in outcomes:
-        if isinstance(outcome, ModelbakeError):
-            raise outcome
-    return [outcome for outcome in outcomes if not isinstance(outcome, (ModelbakeError, _NotBegun))]
-
-
-class _NotBegun:
-    """Stands for an item that was left out after an error."""
-
-
-def _run(
-    items: Sequence[_Item], action: Callable[[_Item], _Result], threads: int, *, stop_at_error: bool
-) -> list[_Result | ModelbakeError | _NotBegun]:
-    """Run `action` for every item; the threads are daemons, so that Ctrl-C ends the program at once."""
-    outcomes: list[_Result | ModelbakeError | _NotBegun] = [_NotBegun() for _ in items]
-    defects: list[BaseException] = []
-    indexes = iter(range(len(items)))
-    guard, stop = threading.Lock(), threading.Event()
-
-    def work() -> None:
-        while not stop.is_set():
-            with guard:
-                index = next(indexes, None)
-            if index is None:
-                return
-            try:
-                outcomes[index] = action(items[index])
-            except ModelbakeError as error:
-                outcomes[index] = error
-                if stop_at_error:
-                    stop.set()
-            except BaseException as defect:  # raised again below, in the thread that called
-                defects.append(defect)
-                stop.set()
-
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(items)))]
-    try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    finally:
-        stop.set()
-    if defects:
-        raise defects[0]
-    return outcomes
-
-
 def _all_or_report(
     specs: Sequence[ModelSpec], action: Callable[[ModelSpec], _Result], jobs: int
 ) -> list[_Result]:
-    outcomes = _run(specs, action, jobs, stop_at_error=False)
+    outcomes = try_all(specs, action, jobs)
     errors = [outcome for outcome in outcomes if isinstance(outcome, ModelbakeError)]
     if len(errors) == 1:
         raise errors[0]
@@ -144,4 +104,4 @@ def _all_or_report(
         report = "\n".join(str(error) for error in errors)
         common = classes.pop() if len(classes) == 1 else SourceError
         raise common(f"{len(errors)} of {len(specs)} models could not be resolved:\n{report}")
-    return [outcome for outcome in outcomes if not isinstance(outcome, (ModelbakeError, _NotBegun))]
+    return [outcome for outcome in outcomes if not isinstance(outcome, ModelbakeError)]

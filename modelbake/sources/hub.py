@@ -27,7 +27,7 @@ from modelbake import __version__
 from modelbake.credentials import Redactor, Secret
 from modelbake.errors import RevisionNotFound, SourceAuthError, SourceError, WrongBytes
 from modelbake.lock import LockedFile, LockedModel
-from modelbake.sources import parallel
+from modelbake.parallel import parallel
 from modelbake.sources.hub_client import Patience, is_worth_retrying, talking
 from modelbake.sources.hub_errors import Place
 from modelbake.sources.hub_files import ListedFile, check_listed, select_files

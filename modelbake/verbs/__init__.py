@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelbake.errors import ImageNotFound, ModelbakeError
+from modelbake.errors import ImageNotFound, ModelbakeError, UsageError
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
     from modelbake.context import Context
+    from modelbake.credentials import Secret
     from modelbake.engine import Engine, LocalImage
     from modelbake.output import Output
     from modelbake.plan import BuildPlan
@@ -21,6 +24,12 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `NAME...` and `--all`."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="a model of models.yaml")
     parser.add_argument("--all", action="store_true", help="every model of models.yaml")
+
+
+def secret_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what reaches a build as secret mounts."""
+    parser.add_argument("--ca-bundle", type=Path, metavar="FILE", help="PEM CAs (or MODELBAKE_CA_BUNDLE)")
+    parser.add_argument("--pip-config", type=Path, metavar="FILE", help="pip.conf (or MODELBAKE_PIP_CONFIG)")
 
 
 def for_each(specs: Sequence[ModelSpec], action: Callable[[ModelSpec], None], output: Output) -> None:
@@ -83,3 +92,24 @@ def _built_image(engine: Engine, plan: BuildPlan, context: Context) -> LocalImag
             "was built of another models.yaml, models.lock or runtime", subject=plan.local_tag, hint=remedy
         )
     return image
+
+
+def build_secrets(args: argparse.Namespace) -> dict[str, Secret]:
+    """Collect the secrets of a build by their mount id. Raises UsageError for a file that cannot be read."""
+    from modelbake.credentials import Secret, hub_token
+
+    secrets: dict[str, Secret] = {}
+    if token := hub_token():
+        secrets["hf_token"] = token
+    if url := os.environ.get("MODELBAKE_INDEX_URL"):
+        secrets["index_url"] = Secret(url)
+    for name, given in (("ca_bundle", args.ca_bundle), ("pip_config", args.pip_config)):
+        variable = f"MODELBAKE_{name.upper()}"
+        if not (path := given or os.environ.get(variable)):
+            continue
+        try:
+            secrets[name] = Secret(Path(path).read_bytes())
+        except OSError as error:
+            option = f"--{name.replace('_', '-')}" if given else variable
+            raise UsageError(f"cannot read {path} ({error.strerror})", subject=option) from error
+    return secrets

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelbake.errors import DiskFull, UsageError
+from modelbake.errors import DiskFull
 from modelbake.output import Output
-from modelbake.verbs import for_each, model_arguments
+from modelbake.verbs import build_secrets, for_each, model_arguments, secret_arguments
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
-    from modelbake.credentials import Secret
 
 SUMMARY = "build images"
 
@@ -26,8 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     model_arguments(parser)
     parser.add_argument("--no-cache", action="store_true", help="run every step again")
-    parser.add_argument("--ca-bundle", type=Path, metavar="FILE", help="PEM CAs (or MODELBAKE_CA_BUNDLE)")
-    parser.add_argument("--pip-config", type=Path, metavar="FILE", help="pip.conf (or MODELBAKE_PIP_CONFIG)")
+    secret_arguments(parser)
 
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
@@ -86,24 +82,3 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
 
 def _fetched(size: int) -> str:
     return f"{size:,} bytes from the hub" if size else "all weights were in the build cache"
-
-
-def build_secrets(args: argparse.Namespace) -> dict[str, Secret]:
-    """Collect the secrets of a build by their mount id. Raises UsageError for a file that cannot be read."""
-    from modelbake.credentials import Secret, hub_token
-
-    secrets: dict[str, Secret] = {}
-    if token := hub_token():
-        secrets["hf_token"] = token
-    if url := os.environ.get("MODELBAKE_INDEX_URL"):
-        secrets["index_url"] = Secret(url)
-    for name, given in (("ca_bundle", args.ca_bundle), ("pip_config", args.pip_config)):
-        variable = f"MODELBAKE_{name.upper()}"
-        if not (path := given or os.environ.get(variable)):
-            continue
-        try:
-            secrets[name] = Secret(Path(path).read_bytes())
-        except OSError as error:
-            option = f"--{name.replace('_', '-')}" if given else variable
-            raise UsageError(f"cannot read {path} ({error.strerror})", subject=option) from error
-    return secrets

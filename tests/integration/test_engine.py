@@ -16,7 +16,7 @@ import pytest
 from modelbake.containers import LABEL, ContainerSpec
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
-from modelbake.engine import Engine, PushEvent
+from modelbake.engine import Engine, LayerProgress
 from modelbake.errors import (
     EngineError,
     ImageNotFound,
@@ -191,7 +191,7 @@ def test_ctrl_c_while_it_starts(engine: Engine, tiny: str, delay: float) -> None
 def test_a_push(engine: Engine, registry: TestRegistry, tiny: str, names: Callable[[str], str]) -> None:
     name = names(f"{registry.host}/test/pushed")
     engine.tag(tiny, name)
-    events: list[PushEvent] = []
+    events: list[LayerProgress] = []
     pushed = engine.push(name, registry.for_registry(registry.host), events.append)
     assert pushed.ref == name
     assert pushed.digest.startswith("sha256:")

@@ -389,7 +389,7 @@ WRONG_VALUES = [
         "zzz",
         "x",
         "zzz: unknown key; known here: revision, include, exclude, runtime, device, base, hub,"
-        " env, labels, smoke, version, source",
+        " layer_order, compression, env, labels, smoke, version, source",
     ),
 ]
 

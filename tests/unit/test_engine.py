@@ -20,7 +20,7 @@ from modelbake.buildkit.solve import build
 from modelbake.containers import gpu_request, split_streams
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
-from modelbake.engine import PushEvent, connect
+from modelbake.engine import LayerProgress, connect
 from modelbake.engine_stream import json_objects
 from modelbake.errors import (
     BuildFailed,
@@ -379,7 +379,7 @@ def problem(said: str) -> dict[str, Any]:
 
 
 def test_a_push(folder: Path) -> None:
-    events: list[PushEvent] = []
+    events: list[LayerProgress] = []
     answers = {
         "POST /images/registry.example.com/a/push": stream(
             {"status": "The push refers to"}, PREPARING, PUSHED
@@ -389,7 +389,7 @@ def test_a_push(folder: Path) -> None:
         credentials = RegistryCredentials("ci", Secret("p4ss"))
         pushed = engine.push("registry.example.com/a:1", credentials, events.append)
     assert (pushed.ref, pushed.digest, pushed.size) == ("registry.example.com/a:1", "sha256:" + "a" * 64, 528)
-    assert events == [PushEvent("5f70bf18a086", "Pushing", 512, 1024)]
+    assert events == [LayerProgress("5f70bf18a086", "Pushing", 512, 1024)]
     assert "p4ss" not in repr(pushed)
 
 

@@ -1,0 +1,213 @@
+"""A runtime image and weight layers become one image. Pure: documents in, documents out.
+
+    weights-first   weights | runtime | model     a patched runtime or base moves no weight byte
+    base-first      runtime | weights | model     models of one runtime share it on a host
+
+Docker's classic store, and Kubernetes nodes, pull anew what lies above a change. The `model` layer is small:
+the manifest that the image compares its weights with at every start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from modelbake.errors import ConfigError, RegistryError
+from modelbake.manifest import Descriptor, Manifest
+from modelbake.plan import LABEL_PREFIX, PLAN_LABEL, BuildPlan
+from modelbake.stream.flow import TAR
+from modelbake.stream.layers import small_layer
+from modelbake.stream.weights import EPOCH, StoredLayer, encode, image_manifest
+
+if TYPE_CHECKING:
+    from modelbake.config import ModelSpec
+
+Order = Literal["weights-first", "base-first"]
+
+ORDER = LABEL_PREFIX + "layer-order"  # annotation of the image
+HIDES_WEIGHTS = (
+    LABEL_PREFIX + "hides-weights"
+)  # annotation of a runtime image: entries over the weights' folder
+MOST_LAYERS = 100
+"""In an image. overlay2 stacks 128, moby takes 125, ECR 127, and a team's own layers on top need theirs."""
+
+_OCI_TYPES = {
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.docker.image.rootfs.diff.tar": TAR,
+}
+_MANIFEST_PATH = "modelbake/manifest.json"
+
+
+@dataclass(frozen=True)
+class RuntimeImage:
+    """A runtime's image in a registry: its manifest, its configuration, its layers (bottom first).
+
+    `hides`: what its layers say of the weights' folder; weights cannot lie below them then.
+    """
+
+    manifest: Manifest
+    config: Mapping[str, Any]
+    layers: tuple[Descriptor, ...]
+    hides: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its layers, as a host pulls them."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def platform(self) -> dict[str, str]:
+        """The keys of its configuration that say which hosts it is for."""
+        keys = ("architecture", "os", "variant")
+        return {key: str(self.config[key]) for key in keys if self.config.get(key)}
+
+    @property
+    def diff_ids(self) -> list[str]:
+        """The digests of the uncompressed layers, bottom first."""
+        return list(self.config["rootfs"]["diff_ids"])
+
+
+def read_runtime(manifest: Manifest, config: bytes) -> RuntimeImage:
+    """Return a runtime image from its documents. Raises RegistryError where they are none of an image."""
+    try:
+        document = json.loads(config)
+        diff_ids = document["rootfs"]["diff_ids"]
+        well_formed = isinstance(diff_ids, list) and isinstance(document.get("config") or {}, dict)
+    except (ValueError, RecursionError, KeyError, TypeError):
+        well_formed, diff_ids = False, []
+    if not well_formed or len(diff_ids) != len(manifest.layers):
+        raise RegistryError("the runtime's configuration is not that of an image", subject=manifest.digest)
+    annotations = manifest.document().get("annotations") or {}
+    hides = str(annotations.get(HIDES_WEIGHTS, "")).split()
+    return RuntimeImage(manifest, document, manifest.layers, tuple(hides))
+
+
+def runtime_manifest(
+    pushed: Manifest, config: bytes, hides: Sequence[str], annotations: Mapping[str, str]
+) -> Manifest:
+    """Return the OCI manifest of what an engine pushed, with what is known of it in its annotations.
+
+    Raises RegistryError where a layer is of a kind that cannot be passed on.
+    """
+    layers = []
+    for layer in pushed.layers:
+        media_type = _OCI_TYPES.get(layer.media_type, layer.media_type)
+        if not media_type.startswith(TAR):
+            raise RegistryError(
+                f"a layer of the base image is of type {layer.media_type}, which cannot be passed on",
+                subject=pushed.digest,
+            )
+        layers.append({"mediaType": media_type, "digest": layer.digest, "size": layer.size})
+    notes = {**annotations, **({HIDES_WEIGHTS: " ".join(hides)} if hides else {})}
+    return image_manifest(config, layers, notes)
+
+
+def choose_order(spec: ModelSpec, weights: int, runtime: int, hides: Sequence[str]) -> Order:
+    """Return the order of an image's layers; `weights` and `runtime` in bytes as a host pulls them.
+
+    Raises ConfigError where models.yaml wants the weights at the bottom, and the runtime would hide them.
+    """
+    if spec.layer_order == "weights-first" and hides:
+        raise ConfigError(
+            f"`layer_order: weights-first` is not possible: the runtime's image has {', '.join(hides)},"
+            " which would hide weights that lie below it",
+            subject=spec.name,
+            hint="write `layer_order: base-first`, or take a base image without a folder /models",
+        )
+    if spec.layer_order != "auto":
+        return spec.layer_order
+    return "weights-first" if weights > runtime and not hides else "base-first"
+
+
+def model_layer(plan: BuildPlan) -> bytes:
+    """Return the tar of what the image needs besides: the manifest of its weights."""
+    return small_layer({_MANIFEST_PATH: plan.manifest()})
+
+
+def assemble(
+    plan: BuildPlan,
+    runtime: RuntimeImage,
+    weights: Sequence[StoredLayer],
+    model: Descriptor,
+    order: Order,
+    plan_digest: str,
+) -> tuple[bytes, Manifest]:
+    """Return configuration and manifest of the whole image; the same parts give the same bytes.
+
+    Args:
+        plan: environment, labels and names of the model.
+        runtime: what serves it.
+        weights: the weight layers, in the order of the plan's groups.
+        model: the small layer on top, uncompressed.
+        order: what lies at the bottom.
+        plan_digest: of the build context, for the label that both lanes give an image.
+
+    Raises RegistryError where there would be too many layers.
+    """
+    weight_layers = [layer.descriptor for layer in weights]
+    runtime_layers = [_entry(layer) for layer in runtime.layers]
+    weight_ids, runtime_ids = [layer.diff_id for layer in weights], runtime.diff_ids
+    weight_history = [{"created": EPOCH, "created_by": layer.created_by} for layer in weights]
+    runtime_history = _history(runtime)
+    if order == "weights-first":
+        layers, ids, history = (
+            weight_layers + runtime_layers,
+            weight_ids + runtime_ids,
+            weight_history + runtime_history,
+        )
+    else:
+        layers, ids, history = (
+            runtime_layers + weight_layers,
+            runtime_ids + weight_ids,
+            runtime_history + weight_history,
+        )
+    layers.append(_entry(model))
+    if len(layers) > MOST_LAYERS:
+        raise RegistryError(
+            f"the image would have {len(layers)} layers, and {MOST_LAYERS} are the most",
+            subject=plan.name,
+            hint="take a base image of fewer layers",
+        )
+    ids.append(model.digest)
+    history.append({"created": EPOCH, "created_by": f"modelbake manifest /{_MANIFEST_PATH}"})
+    inherited = runtime.config.get("config") or {}
+    config = encode(
+        {
+            **runtime.platform,
+            "created": str(runtime.config.get("created") or EPOCH),
+            "config": {
+                **inherited,
+                "Env": _environment(inherited.get("Env") or [], plan.model_env),
+                "Labels": {**(inherited.get("Labels") or {}), **plan.labels, PLAN_LABEL: plan_digest},
+            },
+            "rootfs": {"type": "layers", "diff_ids": ids},
+            "history": history,
+        }
+    )
+    notes = {
+        key: value
+        for key, value in plan.labels.items()
+        if key.startswith(("org.opencontainers.image.", LABEL_PREFIX))
+    }
+    return config, image_manifest(config, layers, {**notes, ORDER: order})
+
+
+def _entry(layer: Descriptor) -> dict[str, Any]:
+    return {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}
+
+
+def _history(runtime: RuntimeImage) -> list[dict[str, Any]]:
+    """Return the runtime's history; one that does not tell as many layers as there are is replaced."""
+    told = runtime.config.get("history")
+    told = [each for each in told if isinstance(each, dict)] if isinstance(told, list) else []
+    if sum(not each.get("empty_layer") for each in told) == len(runtime.layers):
+        return told
+    return [{"created": EPOCH, "created_by": "runtime"} for _ in runtime.layers]
+
+
+def _environment(inherited: Sequence[str], own: Mapping[str, str]) -> list[str]:
+    """Return a configuration's Env: the runtime's, then the model's, each variable once."""
+    merged = dict(entry.partition("=")[::2] for entry in inherited) | dict(own)
+    return [f"{name}={value}" for name, value in merged.items()]

@@ -1,0 +1,357 @@
+"""One model's way through the stream lane: what has to be there, in which order, and what stops it early.
+
+Whatever can be refused is refused before the first weight byte moves: a version that is taken, a layer that
+the registry does not take, an engine or a GPU that is missing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from modelbake.dockerconfig import RegistryAuth, split_reference
+from modelbake.errors import (
+    EngineNotFound,
+    LayoutError,
+    ReportMissing,
+    RuntimeMissing,
+)
+from modelbake.grammar import VERSION
+from modelbake.manifest import Manifest
+from modelbake.parallel import parallel
+from modelbake.plan import LOCK_LABEL, PLAN_LABEL, BuildPlan
+from modelbake.registry import Registry
+from modelbake.registryreply import document_of
+from modelbake.stream.assembly import RuntimeImage
+from modelbake.stream.forecast import Facts
+from modelbake.stream.layout import LayoutRepository
+from modelbake.stream.publish import (
+    Image,
+    copy_image,
+    ensure_layers,
+    make_image,
+    put_image,
+    recall_layer,
+    recall_layers,
+    require_room,
+    weights_spec,
+)
+from modelbake.stream.repository import RegistryRepository, Repository, read_document
+from modelbake.stream.runtimes import build_runtime, find_runtime
+from modelbake.stream.view import TransferView
+from modelbake.versiontag import VersionTag, precedence
+
+if TYPE_CHECKING:
+    from modelbake.context import Context
+    from modelbake.credentials import Secret
+    from modelbake.engine import Engine, LocalImage
+    from modelbake.output import Output
+    from modelbake.stream.flow import Reader
+    from modelbake.workspace import Workspace
+
+WEIGHTS = "weights"  # the repository that all models' layers are remembered in
+RUNTIMES = "runtimes"  # the namespace of runtimes' images
+_MEMORY = ".modelbake/index.json"
+
+
+class Lane:
+    """Publishes one model. A context manager: it holds the connection to the registry.
+
+    Args:
+        workspace: where models.yaml, the runtimes and the reports are.
+        plan: the model version.
+        secrets: of a build of the runtime; `hf_token` is also for the hub.
+        output: where progress goes.
+        jobs: how many layers flow at once.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        plan: BuildPlan,
+        *,
+        secrets: Mapping[str, Secret],
+        output: Output,
+        jobs: int,
+    ) -> None:
+        self._workspace = workspace
+        self._plan = plan
+        self._secrets = secrets
+        self._output = output
+        self._jobs = jobs
+        self._view = TransferView(output)
+        reference = split_reference(f"{plan.repository}:{plan.version}")
+        self._auth = RegistryAuth()
+        self._credentials = self._auth.for_registry(reference.registry)
+        if self._credentials is not None:
+            for secret in (self._credentials.password, self._credentials.identity_token):
+                if secret:
+                    output.redactor.add(secret)
+        self._registry = Registry(reference.registry, self._credentials)
+        namespace = reference.repository.rpartition("/")[0]
+        prefix = f"{namespace}/" if namespace else ""
+        self.target = RegistryRepository(self._registry, reference.repository)
+        self.weights = RegistryRepository(self._registry, f"{prefix}{WEIGHTS}")
+        self.runtimes = RegistryRepository(self._registry, f"{prefix}{RUNTIMES}/{plan.runtime.name}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._registry.close()
+
+    def publish(self, *, candidate_only: bool) -> str:
+        """Bring the image to the registry, test it, tag it; return its digest reference.
+
+        Raises the errors of every step; the version tag is the last one.
+        """
+        plan, runtime = self._plan, self.find_runtime()
+        require_room(weights_spec(plan, runtime), self._registry.host)
+        if known := self._known(runtime):
+            if self._is_released(known):
+                self._output.event(
+                    "already_published", f"{plan.repository}:{plan.version} is there: {known.manifest.digest}"
+                )
+                return self._reference(known.manifest)
+        else:
+            # What is under the version tag cannot be what is made now: said before anything is moved.
+            self._tag(lambda manifest: _notes(manifest).get(LOCK_LABEL) == plan.locked.digest).current()
+        engine = None if candidate_only else self._engine_for_smoke()
+        runtime = runtime or self._build_runtime(engine)
+        image = self._image(runtime, self.weights)
+        sent = put_image(
+            image,
+            self.target,
+            _candidate(image.manifest),
+            runtimes=self.runtimes,
+            weights=self.weights,
+            jobs=self._jobs,
+        )
+        return self._finish(image.manifest, engine, sent)
+
+    def publish_layout(self, folder: Path, *, candidate_only: bool) -> str:
+        """Bring the image of an OCI layout to the registry, test it, tag it; return its digest reference."""
+        layout = LayoutRepository.open(folder)
+        manifest = layout.manifest(self._plan.version)
+        if manifest is None:
+            there = ", ".join(layout.tags()) or "nothing"
+            raise LayoutError(
+                f"holds no version {self._plan.version} (it holds {there})",
+                subject=str(folder),
+                hint=f"`build.py publish {self._plan.name} --output oci:DIR` writes it",
+            )
+        if _labels(read_document(layout, manifest.config)).get(PLAN_LABEL) != self._plan_digest:
+            raise LayoutError(
+                "was made of another models.yaml, models.lock or runtime",
+                subject=str(folder),
+                hint=f"`build.py publish {self._plan.name} --output oci:DIR` writes it again",
+            )
+        released = self._tag(lambda found: found.digest == manifest.digest).current()
+        engine = None if candidate_only or released else self._engine_for_smoke()
+        sent = copy_image(manifest, layout, self.target, _candidate(manifest), self._jobs)
+        return self._reference(manifest) if released else self._finish(manifest, engine, sent)
+
+    def write_layout(self, folder: Path) -> str:
+        """Write the image to an OCI layout; return `oci:DIR@sha256:...`."""
+        runtime = self.find_runtime() or self._build_runtime(None)
+        layout = LayoutRepository.create(folder)
+        image = self._image(runtime, LayoutRepository.create(folder, _MEMORY), others=(self.weights,))
+        put_image(image, layout, self._plan.version, runtimes=self.runtimes, weights=layout, jobs=self._jobs)
+        return f"{layout.name}@{image.manifest.digest}"
+
+    def facts(self) -> Facts:
+        """Ask the registry what is there; nothing is changed."""
+        plan, runtime = self._plan, self.find_runtime()
+        spec = weights_spec(plan, runtime)
+        known = recall_layers(self.weights, spec)
+        if known and all(parallel(known, lambda layer: self.weights.has(layer.blob), self._jobs)):
+            stored = [layer.group.digest for layer in known]
+        else:
+            found = parallel(
+                spec.groups,
+                lambda group: recall_layer(self.weights, group, spec.compression) is not None,
+                self._jobs,
+            )
+            stored = [group.digest for group, there in zip(spec.groups, found, strict=True) if there]
+        return Facts(plan, spec, runtime, stored, self._previous(), self._registry.host, self._jobs)
+
+    def _previous(self) -> tuple[str, Manifest] | None:
+        """Return the newest release before this version, and its manifest."""
+        released = [tag for tag in self._registry.tags(self.target.path) if VERSION.matches(tag)]
+        older = [tag for tag in released if precedence(tag) < precedence(self._plan.version)]
+        if not older:
+            return None
+        newest = max(older, key=precedence)
+        manifest = self.target.manifest(newest)
+        return None if manifest is None or manifest.is_index else (newest, manifest)
+
+    def find_runtime(self) -> RuntimeImage | None:
+        """Return the runtime's image in the registry, None without one."""
+        return find_runtime(self.runtimes, self._runtime_context)
+
+    @cached_property
+    def _runtime_context(self) -> Context:
+        return self._workspace.runtime_context(self._plan)
+
+    @cached_property
+    def _plan_digest(self) -> str:
+        return self._workspace.context(self._plan).digest
+
+    def _known(self, runtime: RuntimeImage | None) -> Image | None:
+        """Return the image, as far as all its parts are remembered."""
+        if runtime is None:
+            return None
+        layers = recall_layers(self.weights, weights_spec(self._plan, runtime))
+        return make_image(self._plan, runtime, layers, self._plan_digest) if layers else None
+
+    def _is_released(self, image: Image) -> bool:
+        """Whether the version tag has this image, whole. Raises TagConflict where it has another one."""
+        if self._tag(lambda manifest: manifest.digest == image.manifest.digest).current() is None:
+            return False
+        blobs = [image.manifest.config, *image.manifest.layers]
+        return all(parallel(blobs, self.target.has, self._jobs))
+
+    def _tag(self, same: Callable[[Manifest], bool]) -> VersionTag:
+        return VersionTag(self._registry, self.target.path, self._plan.version, same)
+
+    def _engine_for_smoke(self) -> Engine:
+        from modelbake.smoke import wants_gpu
+
+        try:
+            engine = self._connect()
+        except EngineNotFound as error:
+            error.hint = (
+                f"{error.hint}; or publish with --candidate: without a test, and without a version tag"
+            )
+            raise
+        wants_gpu(self._plan.spec, engine.info.gpu)
+        return engine
+
+    def _connect(self) -> Engine:
+        from modelbake import engine as engines
+
+        return engines.connect()
+
+    def _build_runtime(self, engine: Engine | None) -> RuntimeImage:
+        try:
+            engine = engine or self._connect()
+        except EngineNotFound as error:
+            raise RuntimeMissing(
+                f"the registry has no image of the runtime {self._plan.runtime.name} as it is now, and there"
+                f" is no engine to build it with ({error.subject}: {error.message})",
+                subject=self.runtimes.name,
+                hint="publish one model of this runtime where an engine is; all others then need none",
+            ) from error
+        return build_runtime(
+            engine,
+            self._plan,
+            self._runtime_context,
+            self.runtimes,
+            secrets=self._secrets,
+            output=self._output,
+        )
+
+    def _image(
+        self, runtime: RuntimeImage, weights: Repository, others: tuple[Repository, ...] = ()
+    ) -> Image:
+        layers = ensure_layers(
+            weights_spec(self._plan, runtime),
+            weights,
+            self._reader,
+            self._view,
+            others=others,
+            jobs=self._jobs,
+        )
+        image = make_image(self._plan, runtime, layers, self._plan_digest)
+        self._output.event(
+            "assembled",
+            f"{self._plan.name} {self._plan.version}: {len(image.manifest.layers)} layers, {image.order}",
+            digest=image.manifest.digest,
+            order=image.order,
+        )
+        return image
+
+    def _reader(self, stop: threading.Event) -> Reader:
+        from modelbake.sources import reader_for
+
+        return reader_for(self._plan.locked, self._secrets.get("hf_token"), stop)
+
+    def _finish(self, manifest: Manifest, engine: Engine | None, sent: int) -> str:
+        reference = self._reference(manifest)
+        self._output.event(
+            "candidate",
+            f"{reference} is in the registry, without a version tag yet ({sent:,} bytes sent for it)",
+            digest=manifest.digest,
+            bytes=sent,
+        )
+        if engine is None:
+            return reference
+        self._smoke(reference, manifest, engine)
+        self._tag(lambda found: found.digest == manifest.digest).put(manifest)
+        self._output.event(
+            "published",
+            f"{self._plan.repository}:{self._plan.version} is {manifest.digest}",
+            repository=self._plan.repository,
+            tag=self._plan.version,
+            digest=manifest.digest,
+        )
+        return reference
+
+    def _smoke(self, reference: str, manifest: Manifest, engine: Engine) -> None:
+        """Let the engine pull this very digest and test it, unless its report says that it has passed."""
+        from modelbake.engine_stream import telling
+        from modelbake.push import require_passing_report
+        from modelbake.report import asked_of
+        from modelbake.smoke import smoke
+
+        plan = self._plan
+        image: LocalImage | None = engine.image(reference)
+        if image is not None:
+            try:
+                require_passing_report(
+                    self._workspace.reports, plan.name, plan.version, image, asked_of(plan.spec)
+                )
+                self._output.event("smoke_kept", f"{plan.name} {plan.version} has passed before")
+                return
+            except ReportMissing:
+                pass
+        else:
+            self._output.event("pull_started", f"{engine.host} pulls {reference}")
+            image = engine.pull(
+                reference, self._credentials, telling(self._output, "pull_progress", "pulled")
+            )
+        smoke(
+            engine,
+            plan.spec,
+            image,
+            runtime_port=plan.runtime.port,
+            health=plan.runtime.health,
+            lock=plan.locked.digest,
+            reports=self._workspace.reports,
+            output=self._output,
+        )
+
+    def _reference(self, manifest: Manifest) -> str:
+        return f"{self._plan.repository}@{manifest.digest}"
+
+
+def _candidate(manifest: Manifest) -> str:
+    return f"candidate-{manifest.digest.removeprefix('sha256:')[:12]}"
+
+
+def _labels(config: bytes) -> Mapping[str, object]:
+    """Return the labels of an image's configuration, as far as it has any."""
+    document = document_of(config).get("config")
+    labels = document.get("Labels") if isinstance(document, dict) else None
+    return labels if isinstance(labels, dict) else {}
+
+
+def _notes(manifest: Manifest) -> Mapping[str, object]:
+    notes = manifest.document().get("annotations")
+    return notes if isinstance(notes, dict) else {}

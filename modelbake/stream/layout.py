@@ -1,0 +1,220 @@
+"""An OCI image layout in a folder: images carried to where no registry can be reached.
+
+    DIR/oci-layout, DIR/index.json      the standard's own; `skopeo`, `crane` and `docker load` read them
+    DIR/blobs/sha256/HEX                every blob and manifest
+    DIR/.modelbake/index.json           what `publish` remembers of finished layers; not part of the standard
+
+Source: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from modelbake.errors import LayoutError
+from modelbake.manifest import Descriptor, Manifest, digest_of
+from modelbake.stream.flow import LayerFlow
+from modelbake.stream.repository import Repository, checked
+
+REF_NAME = "org.opencontainers.image.ref.name"
+_MARKER = {"imageLayoutVersion": "1.0.0"}
+_PIECE = 1 << 20  # bytes
+_LARGEST_INDEX = 16 << 20  # bytes
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class LayoutRepository:
+    """The images of one layout; `index` names the file that lists them, relative to the folder."""
+
+    def __init__(self, folder: Path, index: str = "index.json") -> None:
+        self.folder = folder
+        self._index = folder / index
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, folder: Path, index: str = "index.json") -> LayoutRepository:
+        """Make a layout of a new or empty folder, or go on with one that is there.
+
+        Raises LayoutError where the folder holds anything else, or cannot be written.
+        """
+        with _translating(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            marker = folder / "oci-layout"
+            if not marker.exists():
+                if any(folder.iterdir()):
+                    raise LayoutError(
+                        "holds something else than an OCI layout",
+                        subject=str(folder),
+                        hint="name a new folder",
+                    )
+                _write(marker, json.dumps(_MARKER).encode())
+            (folder / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+        return cls.open(folder, index)
+
+    @classmethod
+    def open(cls, folder: Path, index: str = "index.json") -> LayoutRepository:
+        """Return the layout in a folder. Raises LayoutError where there is none."""
+        with _translating(folder):
+            try:
+                marker = json.loads((folder / "oci-layout").read_bytes())
+            except (FileNotFoundError, NotADirectoryError, ValueError):
+                marker = None
+        if not isinstance(marker, dict) or marker.get("imageLayoutVersion") != "1.0.0":
+            raise LayoutError(
+                "is not an OCI layout: its file oci-layout is missing or says another version",
+                subject=str(folder),
+                hint="`build.py publish NAME --output oci:DIR` writes one",
+            )
+        return cls(folder, index)
+
+    @property
+    def name(self) -> str:
+        """`oci:DIR`."""
+        return f"oci:{self.folder}"
+
+    def tags(self) -> list[str]:
+        """Return the names under which the index lists images, sorted."""
+        names = (entry.get("annotations", {}).get(REF_NAME) for entry in self._entries())
+        return sorted(name for name in names if isinstance(name, str))
+
+    def manifest(self, reference: str) -> Manifest | None:
+        """See Repository."""
+        for entry in self._entries():
+            if reference in (entry.get("digest"), entry.get("annotations", {}).get(REF_NAME)):
+                path = self._path(str(entry.get("digest")))
+                with _translating(path):
+                    if not path.is_file():
+                        raise LayoutError("the manifest is missing", subject=str(path))
+                    manifest = Manifest.of(str(entry.get("mediaType")), path.read_bytes())
+                if manifest.digest != entry["digest"]:
+                    raise LayoutError("the manifest has other bytes than its digest says", subject=str(path))
+                return manifest
+        return None
+
+    def put_manifest(self, tag: str, manifest: Manifest) -> None:
+        """See Repository. Another manifest that had the name is not listed any more."""
+        with self._lock, _translating(self._index):
+            _write(self._path(manifest.digest), manifest.body)
+            entry = {
+                "mediaType": manifest.media_type,
+                "digest": manifest.digest,
+                "size": len(manifest.body),
+                "annotations": {REF_NAME: tag},
+            }
+            kept = [each for each in self._entries() if each.get("annotations", {}).get(REF_NAME) != tag]
+            kept.append(entry)
+            kept.sort(key=lambda each: str(each.get("annotations", {}).get(REF_NAME)))
+            document = {
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.index.v1+json",
+                "manifests": kept,
+            }
+            self._index.parent.mkdir(exist_ok=True)
+            _write(self._index, json.dumps(document, indent=2, sort_keys=True).encode() + b"\n")
+
+    def has(self, blob: Descriptor) -> bool:
+        """See Repository."""
+        path = self._path(blob.digest)
+        with _translating(path):
+            return path.is_file() and path.stat().st_size == blob.size
+
+    def read(self, blob: Descriptor) -> Iterator[bytes]:
+        """See Repository."""
+        path = self._path(blob.digest)
+        with _translating(path):
+            if not path.is_file():
+                raise LayoutError("the blob is missing", subject=str(path), hint="was all of it copied?")
+            with path.open("rb") as file:
+                yield from checked(blob, iter(lambda: file.read(_PIECE), b""), str(path))
+
+    def put(self, content: bytes, media_type: str) -> Descriptor:
+        """See Repository."""
+        blob = Descriptor(media_type, digest_of(content), len(content))
+        if not self.has(blob):
+            self._store((content,), lambda: blob.digest)
+        return blob
+
+    def upload(self, flow: LayerFlow) -> None:
+        """See Repository."""
+        self._store(flow.read(), lambda: flow.digest)
+
+    def bring(self, blob: Descriptor, source: Repository) -> int:
+        """See Repository."""
+        if self.has(blob):
+            return 0
+        self._store(source.read(blob), lambda: blob.digest)
+        return blob.size
+
+    def _store(self, pieces: Iterable[bytes], digest: Any) -> None:
+        """Write a file and give it its name when it is complete."""
+        with _translating(self.folder), _new_file(self.folder / "blobs/sha256") as (file, temporary):
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(self._path(digest()))
+
+    def _path(self, digest: str) -> Path:
+        found = _DIGEST.fullmatch(digest)
+        if found is None:
+            raise LayoutError(f"{digest!r} is not a sha256 digest", subject=str(self._index))
+        return self.folder / "blobs/sha256" / found[1]
+
+    def _entries(self) -> list[dict[str, Any]]:
+        with _translating(self._index):
+            try:
+                with self._index.open("rb") as file:
+                    raw = file.read(_LARGEST_INDEX + 1)
+            except FileNotFoundError:
+                return []
+        try:
+            document = json.loads(raw)
+        except (ValueError, RecursionError):
+            document = None
+        entries = document.get("manifests") if isinstance(document, dict) else None
+        well_formed = isinstance(entries, list) and all(
+            isinstance(entry, dict) and isinstance(entry.get("annotations", {}), dict) for entry in entries
+        )
+        if not well_formed or len(raw) > _LARGEST_INDEX:
+            raise LayoutError("is not the index of an OCI layout", subject=str(self._index))
+        assert isinstance(entries, list)
+        return entries
+
+
+@contextmanager
+def _translating(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LayoutError(
+            f"cannot be used ({error.strerror})", subject=str(error.filename or path)
+        ) from error
+
+
+@contextmanager
+def _new_file(folder: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """Yield a temporary file of a folder, which is gone afterwards unless it was renamed."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file, Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a complete file in its place, or leave everything as it was."""
+    with _new_file(path.parent) as (file, temporary):
+        file.write(content)
+        file.flush()
+        temporary.chmod(0o644)
+        temporary.replace(path)

@@ -1,0 +1,107 @@
+"""A runtime's image in the registry: found by what it is made of, or built by an engine once and pushed.
+
+`REGISTRY/runtimes/NAME:KEY`, where KEY is the digest of the rendered context: base, requirements, programs
+and settings. All models of a runtime share it; a change of any of these is another image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from modelbake.dockerconfig import RegistryAuth
+from modelbake.errors import ReadBackMismatch
+from modelbake.plan import LABEL_PREFIX, BuildPlan
+from modelbake.push import choose_manifest, is_image
+from modelbake.stream.assembly import RuntimeImage, read_runtime, runtime_manifest
+from modelbake.stream.repository import RegistryRepository, read_document
+from modelbake.stream.whiteouts import names_of, over_weights
+
+if TYPE_CHECKING:
+    from modelbake.context import Context
+    from modelbake.credentials import Secret
+    from modelbake.engine import Engine
+    from modelbake.output import Output
+
+_TAG_DIGITS = 32  # of the key's 64
+
+
+def runtime_tag(context: Context) -> str:
+    """Return the tag of a runtime's image."""
+    return context.digest.removeprefix("sha256:")[:_TAG_DIGITS]
+
+
+def find_runtime(repository: RegistryRepository, context: Context) -> RuntimeImage | None:
+    """Return the runtime's image, None where the registry has none made of this context."""
+    manifest = repository.manifest(runtime_tag(context))
+    if manifest is None:
+        return None
+    return read_runtime(manifest, read_document(repository, manifest.config))
+
+
+def build_runtime(
+    engine: Engine,
+    plan: BuildPlan,
+    context: Context,
+    repository: RegistryRepository,
+    *,
+    secrets: Mapping[str, Secret],
+    output: Output,
+) -> RuntimeImage:
+    """Build the runtime, push it, look into its layers, put it under its tag. Nothing stays on the engine.
+
+    Raises what `buildkit.solve.build` and `Engine.push` raise, and RegistryError for a base image whose
+    layers cannot be passed on.
+    """
+    from modelbake.buildkit.solve import build
+    from modelbake.buildview import BuildView
+    from modelbake.engine_stream import telling
+
+    engine.require_buildkit()
+    output.event("runtime_started", f"building the runtime {plan.runtime.name}", runtime=plan.runtime.name)
+    registries = RegistryAuth()
+    with BuildView(output) as view:
+        built = build(
+            engine,
+            context.tar(),
+            secrets=secrets,
+            registries=registries,
+            target="runtime",
+            tags=[],
+            labels={},
+            on_event=view,
+        )
+    candidate = f"{repository.name}:candidate-{built.id.removeprefix('sha256:')[:12]}"
+    with engine.tagged(built.id, candidate):
+        credentials = registries.for_registry(repository.registry.host)
+        pushed = engine.push(candidate, credentials, telling(output, "push_progress", "pushed"))
+    found = repository.manifest(pushed.digest)
+    if found is None or not is_image(found, built.id, engine.info.store):
+        raise ReadBackMismatch(f"the engine pushed {pushed.digest}, and it is not there", subject=candidate)
+    if found.is_index:
+        entry = choose_manifest(found, f"{engine.info.os}/{engine.info.arch}")
+        found = repository.manifest(entry.digest)
+        if found is None:
+            raise ReadBackMismatch(f"the registry has no manifest {entry.digest}", subject=candidate)
+    output.event("runtime_checked", "looking into the runtime's layers for what would hide weights")
+    hides = [
+        name
+        for layer in found.layers
+        for name in over_weights(names_of(repository.read(layer), layer.media_type, candidate))
+    ]
+    config = read_document(repository, found.config)
+    annotations = {
+        "org.opencontainers.image.base.name": plan.base,
+        "org.opencontainers.image.base.digest": plan.base.rpartition("@")[2],
+        LABEL_PREFIX + "runtime": plan.runtime.name,
+    }
+    manifest = runtime_manifest(found, config, hides, annotations)
+    repository.put(config, "application/octet-stream")
+    repository.put_manifest(runtime_tag(context), manifest)
+    output.event(
+        "runtime_pushed",
+        f"{repository.name}:{runtime_tag(context)} is {manifest.digest}",
+        runtime=plan.runtime.name,
+        digest=manifest.digest,
+    )
+    return read_runtime(manifest, config)

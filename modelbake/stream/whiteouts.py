@@ -1,0 +1,84 @@
+"""Whether weights may lie below a runtime's layers: whether one of these would hide or change them. Pure.
+
+A layer above may delete what is below it by a whiteout (`.wh.NAME`, or `.wh..wh..opq` for all of a folder),
+and what it says of a path replaces what is below. With the weights at the bottom, no layer of the runtime may
+say anything of their folder.
+
+Source: https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from modelbake.errors import RegistryError
+from modelbake.stream.layers import ROOT
+
+_OPAQUE = ".wh..wh..opq"
+_LISTED = 5
+
+
+def over_weights(names: Iterable[str]) -> list[str]:
+    """Return the entries of a layer that hide or replace anything of the weights' folder, a few of them."""
+    found = []
+    for name in names:
+        path = "/".join(part for part in name.split("/") if part not in ("", "."))
+        if path in (_OPAQUE, f".wh.{ROOT}") or path == ROOT or path.startswith(f"{ROOT}/"):
+            found.append(path)
+            if len(found) == _LISTED:
+                break
+    return found
+
+
+def names_of(pieces: Iterator[bytes], media_type: str, subject: str) -> Iterator[str]:
+    """Yield the names in a layer's tar (plain, gzip or zstd) as it comes; its content is passed over.
+
+    Raises RegistryError where it is no such tar.
+    """
+    raw = io.BufferedReader(_Pieces(pieces), 1 << 20)  # type: ignore[type-var]  # RawIOBase, as it asks for
+    try:
+        if media_type.endswith("gzip"):
+            yield from _names(gzip.GzipFile(fileobj=raw))
+        elif media_type.endswith("zstd"):
+            import zstandard
+
+            yield from _names(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+        else:
+            yield from _names(raw)
+        while raw.read(1 << 20):  # to its end, so that the digest of all of it is compared
+            pass
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as error:
+        raise RegistryError(f"a layer is no readable tar ({error})", subject=subject) from error
+
+
+def _names(stream: Any) -> Iterator[str]:
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one of them
+            yield member.name
+
+
+class _Pieces(io.RawIOBase):
+    """Pieces of bytes as a file that can be read once."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count

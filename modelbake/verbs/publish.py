@@ -1,0 +1,86 @@
+"""Let weights flow from the hub into the registry as layers, put an image together there, test it, tag it.
+
+No weight touches this machine's disk, and what the registry has is not moved again. The image is published by
+digest first; an engine (DOCKER_HOST) pulls and tests that digest, and only then it gets its version tag.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelbake.errors import UsageError
+from modelbake.output import Output
+from modelbake.verbs import build_secrets, for_each, model_arguments, secret_arguments
+from modelbake.workspace import Workspace
+
+if TYPE_CHECKING:
+    from modelbake.config import ModelSpec
+
+SUMMARY = "stream weights into the registry as layers, test the image, tag it"
+
+_LAYOUT = "oci:"
+_MOST_JOBS = 64
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    model_arguments(parser)
+    parser.add_argument(
+        "--candidate",
+        action="store_true",
+        help="stop before the test and the version tag: no engine is needed once the runtime is there",
+    )
+    parser.add_argument(
+        "--output", metavar="oci:DIR", help="write the image to an OCI layout instead of the registry"
+    )
+    parser.add_argument(
+        "--from", dest="source", metavar="oci:DIR", help="publish an image from an OCI layout"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="how many layers flow at once (default: 8)")
+    secret_arguments(parser)
+
+
+def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
+    """Print `REGISTRY/NAME@sha256:...` (or `oci:DIR@sha256:...`) for each model."""
+    from modelbake.stream.lane import Lane
+    from modelbake.stream.publish import JOBS
+
+    specs = workspace.config.select(args.names, all=args.all)
+    destination, source = _folder(args.output, "--output"), _folder(args.source, "--from")
+    if destination and (source or args.candidate):
+        raise UsageError("--output writes a folder: it goes with neither --from nor --candidate")
+    if (destination or source) and len(specs) != 1:
+        raise UsageError(
+            "an OCI layout holds one model", hint="name one model, and give each a folder of its own"
+        )
+    jobs = JOBS if args.jobs is None else args.jobs
+    if not 1 <= jobs <= _MOST_JOBS:
+        raise UsageError(f"--jobs takes a whole number from 1 to {_MOST_JOBS}, got {jobs}")
+    secrets = build_secrets(args)
+    for secret in secrets.values():
+        output.redactor.add(secret)
+    plans = {spec.name: workspace.plan(spec) for spec in specs}
+
+    def publish_one(spec: ModelSpec) -> None:
+        with Lane(workspace, plans[spec.name], secrets=secrets, output=output, jobs=jobs) as lane:
+            if destination:
+                reference = lane.write_layout(destination)
+            elif source:
+                reference = lane.publish_layout(source, candidate_only=args.candidate)
+            else:
+                reference = lane.publish(candidate_only=args.candidate)
+        output.result(reference)
+
+    for_each(specs, publish_one, output)
+
+
+def _folder(given: str | None, option: str) -> Path | None:
+    if given is None:
+        return None
+    if not given.startswith(_LAYOUT) or given == _LAYOUT:
+        raise UsageError(
+            f"expected oci: and a folder, got {given!r}", subject=option, hint=f"{option} oci:DIR"
+        )
+    return Path(given.removeprefix(_LAYOUT))

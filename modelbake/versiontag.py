@@ -1,0 +1,86 @@
+"""A version tag: put last, read back, and never moved to another image.
+
+Registries have no "create this tag only if it is absent". A tag that somebody else moves is noticed before
+ours is put, and again by reading it back; between these two moments the later writer wins, unless the
+registry's tags are immutable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from modelbake.errors import ReadBackMismatch, RegistryError, RegistryUnavailable, TagConflict
+from modelbake.manifest import Manifest
+from modelbake.registry import Registry
+
+
+def precedence(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]]:
+    """Return a semantic version's key for comparison: https://semver.org, item 11."""
+    core, _, prerelease = version.partition("-")
+    numbers = tuple(int(part) for part in core.split("."))
+    words = prerelease.split(".") if prerelease else []
+    keys = tuple((not word.isdigit(), int(word) if word.isdigit() else 0, word) for word in words)
+    return numbers, not prerelease, keys
+
+
+@dataclass(frozen=True)
+class VersionTag:
+    """One version of one image; `path` is its repository, `same` tells whether a manifest is that image."""
+
+    registry: Registry
+    path: str
+    version: str
+    same: Callable[[Manifest], bool]
+
+    @property
+    def name(self) -> str:
+        """`host/path:version`."""
+        return f"{self.registry.host}/{self.path}:{self.version}"
+
+    def current(self) -> Manifest | None:
+        """Return the tag's manifest, None without the tag. Raises TagConflict for another image."""
+        manifest = self.registry.manifest(self.path, self.version)
+        if manifest is not None and not self.same(manifest):
+            raise TagConflict(
+                f"the tag is taken by another image ({manifest.digest})",
+                subject=self.name,
+                hint="a released version does not change: raise `version` in models.yaml",
+            )
+        return manifest
+
+    def put(self, manifest: Manifest) -> Manifest:
+        """Give the manifest the tag, if that is still free; return what is read back under it.
+
+        Raises:
+            TagConflict: somebody else was faster, or moved it.
+            RegistryUnavailable, RegistryError, ReadBackMismatch: it is not known to be there.
+        """
+        if (there := self.current()) is not None:
+            return there
+        lost: RegistryUnavailable | None = None
+        try:
+            self.registry.put_manifest(self.path, self.version, manifest)
+        except RegistryUnavailable as error:
+            lost = error  # it may have been taken nevertheless; what counts is what is there now
+        try:
+            found = self.registry.manifest(self.path, self.version)
+        except RegistryError as error:
+            raise type(error)(
+                f"the tag was sent, but could not be read back: {error.message}",
+                subject=self.name,
+                hint="run it again: it finds out, and sends nothing twice",
+            ) from error
+        if found is None:
+            raise lost or ReadBackMismatch(
+                "the registry took the tag, but does not have it",
+                subject=self.name,
+                hint="the version tag has not been set; run it again",
+            )
+        if found != manifest:
+            raise TagConflict(
+                f"somebody moved the tag to {found.digest} while {manifest.digest} was being pushed",
+                subject=self.name,
+                hint="find out who releases this version besides you, and make the registry's tags immutable",
+            )
+        return found
