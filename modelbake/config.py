@@ -55,7 +55,7 @@ class SmokeSpec(Entry):
 class ModelSpec(Entry):
     """A model with the defaults merged in; constructing one checks every name that leaves the program."""
 
-    name: schema.Name
+    name: schema.ModelName
     version: schema.Version
     source: schema.Source
     revision: schema.Revision = "main"

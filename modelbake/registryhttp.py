@@ -1,17 +1,13 @@
 """One registry's HTTP: which scheme, who may see credentials, redirects, retries, and foreign exceptions.
 
-Plain HTTP is spoken to loopback hosts only, and HTTPS to those of them that say they want it. Credentials go
-to the registry itself and to the token service it names, never to the target of a redirect. Every exception
-of the HTTP library becomes one of `modelbake.errors`.
-
-Sources: https://distribution.github.io/distribution/spec/auth/ (token, oauth2), RFC 9110 section 11.
+Plain HTTP is spoken to loopback hosts only, and HTTPS to those of them that say they want it. Credentials
+never go to the target of a redirect (see `registryauth`). Every exception of the HTTP library becomes one of
+`modelbake.errors`.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-import ipaddress
 import os
 import re
 import ssl
@@ -23,15 +19,14 @@ from typing import Self
 
 import httpx2
 
-from modelbake.credentials import Secret
 from modelbake.dockerconfig import DOCKER_HUB, RegistryCredentials, registry_key
 from modelbake.errors import (
-    RegistryAuthError,
     RegistryError,
     RegistryUnavailable,
     UsageError,
 )
-from modelbake.registryreply import Reply, document_of, parse_challenges, retry_after, said
+from modelbake.registryauth import RegistryLogin, is_loopback
+from modelbake.registryreply import Reply, retry_after, said
 
 _HUB_HOST = "registry-1.docker.io"  # where docker.io's API answers
 _FIRST_WAIT = 0.5  # seconds before the second attempt, doubled before each further one
@@ -40,23 +35,8 @@ _LONGEST_REPLY = 120.0  # seconds for one reply to arrive completely
 _LONGEST_WAIT = 60.0  # seconds; a larger Retry-After is not waited out
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
-_LOGIN_HINT = (
-    "`docker login {host}`, or set MODELBAKE_REGISTRY, MODELBAKE_REGISTRY_USER and"
-    " MODELBAKE_REGISTRY_PASSWORD_FILE"
-)
 _BUFFER = 1 << 20  # bytes; how a blob is read
 FOREIGN = (httpx2.HTTPError, httpx2.InvalidURL, httpx2.CookieConflict, httpx2.StreamError)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether `host[:port]` is this machine, to which Docker and we speak plain HTTP."""
-    name = re.sub(r":[0-9]+$", "", host) if not host.endswith("]") else host
-    if name.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 class ConnectionLost(Exception):
@@ -81,12 +61,10 @@ class RegistryConnection:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.host = registry_key(host)
-        self._credentials = credentials
+        self._login = RegistryLogin(self.host, credentials, self._exchange)
         self._attempts = attempts
         self.sleep = sleep
         self.first_wait = _FIRST_WAIT
-        self._basic: str | None = None
-        self._tokens: dict[str, str] = {}
         loopback = is_loopback(self.host)
         address = _HUB_HOST if self.host == DOCKER_HUB else self.host
         if ca_bundle is None and (named := os.environ.get("MODELBAKE_CA_BUNDLE")):
@@ -141,9 +119,9 @@ class RegistryConnection:
             url = self._url(path)
             reply = send(method, url, headers, content, scope)
         if reply.status == 401:
-            self._authenticate(reply, scope)
+            self._login.answer(reply, scope, plain=self._root.scheme == "http")
             reply = send(method, url, headers, content, scope)
-        self._require_authorized(method, url, reply)
+        self._login.require(method, url, reply)
         return reply
 
     def transmit(
@@ -164,10 +142,10 @@ class RegistryConnection:
             raise ConnectionLost(f"{type(error).__name__} {error}".rstrip()) from error
         except FOREIGN as error:
             raise self._unreachable(url, error) from error
-        if reply.status == 401 and "Authorization" in sent and self._tokens.get(scope):
-            self._authenticate(reply, scope)
+        if reply.status == 401 and self._login.has_token(scope):
+            self._login.answer(reply, scope, plain=self._root.scheme == "http")
             raise ConnectionLost("the registry's token had expired")
-        self._require_authorized(method, url, reply)
+        self._login.require(method, url, reply)
         return reply
 
     def download(self, path: str, *, scope: str) -> Iterator[bytes]:
@@ -196,19 +174,7 @@ class RegistryConnection:
 
     def _authorization(self, url: httpx2.URL, scope: str) -> dict[str, str]:
         """Return the Authorization header for a request, empty for any host but the registry's own."""
-        authorization = self._tokens.get(scope) or self._basic
-        return {"Authorization": authorization} if authorization and url.origin == self._root.origin else {}
-
-    def _require_authorized(self, method: str, url: httpx2.URL, reply: Reply) -> None:
-        if reply.status in (401, 403):
-            known = (
-                "refused the credentials" if self._credentials else "wants credentials, and there are none"
-            )
-            raise RegistryAuthError(
-                f"{known} ({method} {url.path}: {said(reply)})",
-                subject=self.host,
-                hint=_LOGIN_HINT.format(host=self.host),
-            )
+        return self._login.header(scope) if url.origin == self._root.origin else {}
 
     def _url(self, path: str) -> httpx2.URL:
         try:
@@ -249,67 +215,6 @@ class RegistryConnection:
         if target.scheme not in {"https", url.scheme}:
             raise RegistryError(f"redirects from https to {target.scheme}", subject=self.host)
         return target
-
-    def _authenticate(self, reply: Reply, scope: str) -> None:
-        """Prepare the Authorization that the 401 asks for; raise RegistryAuthError where there is no way."""
-        challenges = parse_challenges(", ".join(reply.headers.get_list("WWW-Authenticate")))
-        self._tokens.pop(scope, None)
-        if "bearer" in challenges:
-            self._tokens[scope] = self._fetch_token(challenges["bearer"], scope)
-        elif "basic" not in challenges:
-            raise RegistryAuthError(
-                "asks for credentials in no way known here (neither Basic nor Bearer)", subject=self.host
-            )
-        elif self._credentials and self._credentials.identity_token:
-            raise RegistryAuthError(
-                "asks for a password, but only an identity token is stored for it",
-                subject=self.host,
-                hint=_LOGIN_HINT.format(host=self.host),
-            )
-        elif self._credentials:
-            self._basic = _basic(self._credentials)
-
-    def _fetch_token(self, challenge: Mapping[str, str], scope: str) -> str:
-        """Ask the token service the registry names: over HTTPS, unless both are on this machine."""
-        try:
-            realm = httpx2.URL(challenge.get("realm", ""))
-        except httpx2.InvalidURL:
-            realm = httpx2.URL("")
-        local = realm.scheme == "http" and self._root.scheme == "http" and is_loopback(realm.host)
-        if (realm.scheme != "https" and not local) or not realm.host or realm.userinfo:
-            raise RegistryAuthError(
-                f"names a token service that no credentials are sent to: {realm.scheme}://{realm.host}",
-                subject=self.host,
-            )
-        asked: dict[str, str | list[str]] = {"scope": scope.split()} if scope else {}
-        if challenge.get("service"):
-            asked["service"] = challenge["service"]
-        known = self._credentials
-        if known and known.identity_token:
-            form = {
-                "grant_type": "refresh_token",
-                "client_id": "modelbake",
-                "refresh_token": known.identity_token.reveal(),
-            } | ({**asked, "scope": scope} if scope else asked)
-            body = str(httpx2.QueryParams(form)).encode()
-            reply = self._exchange("POST", realm, {"Content-Type": "application/x-www-form-urlencoded"}, body)
-        else:
-            headers = {"Authorization": _basic(known)} if known else {}
-            reply = self._exchange("GET", realm.copy_merge_params(asked), headers, None)
-        if reply.status in (400, 401, 403):
-            raise RegistryAuthError(
-                f"its token service {realm.host} refused"
-                f" {'the credentials' if known else 'to answer without credentials'} ({said(reply)})",
-                subject=self.host,
-                hint=_LOGIN_HINT.format(host=self.host),
-            )
-        document = document_of(reply.body)
-        token = document.get("token") or document.get("access_token")
-        if reply.status != 200 or not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise RegistryError(
-                f"its token service {realm.host} gave no token ({said(reply)})", subject=self.host
-            )
-        return f"Bearer {token}"
 
     def _exchange(
         self,
@@ -394,11 +299,6 @@ def _trust(ca_bundle: Path | None) -> ssl.SSLContext:
                 hint="name a PEM file",
             ) from error
     return context
-
-
-def _basic(credentials: RegistryCredentials) -> str:
-    pair = Secret(f"{credentials.username}:{credentials.password.reveal()}")
-    return f"Basic {base64.b64encode(pair.reveal_bytes()).decode()}"
 
 
 def _untrusted(error: BaseException | None) -> bool:

@@ -35,6 +35,9 @@ _RESERVED_LABELS = (
     "org.dockerproject.",
     "org.opencontainers.image.",
 )
+WEIGHTS_REPOSITORY = "weights"  # below the registry: where all models' layers are remembered
+RUNTIMES_NAMESPACE = "runtimes"  # and the runtimes' images
+_TAKEN_NAMES = (WEIGHTS_REPOSITORY, RUNTIMES_NAMESPACE)
 _FREE_LABELS = frozenset(
     f"org.opencontainers.image.{name}"
     for name in ("authors", "description", "documentation", "licenses", "title", "url", "vendor")
@@ -44,6 +47,12 @@ _FREE_LABELS = frozenset(
 def _refuse_secret(text: str) -> str:
     if holds_a_secret(text):
         return "this looks like a token or a password, and everyone who pulls the image could read it"
+    return ""
+
+
+def _refuse_taken_name(name: str) -> str:
+    if name in _TAKEN_NAMES:
+        return f"REGISTRY/{name} is where `publish` keeps the {name} of all models; choose another name"
     return ""
 
 
@@ -68,6 +77,7 @@ def _refuse_label(name: str) -> str:
 
 
 Name = Annotated[str, Text(grammar.NAME)]
+ModelName = Annotated[str, Text(grammar.NAME, _refuse_taken_name)]
 Version = Annotated[str, Text(grammar.VERSION)]
 Source = Annotated[str, Text(grammar.SOURCE)]
 Revision = Annotated[str, Text(grammar.REVISION)]
@@ -271,7 +281,7 @@ class ModelsFile(Entry):
         description="Settings of every model. A model's own `env`, `labels` and `smoke` are added key by key;"
         " anything else that it says replaces the default.",
     )
-    models: dict[Name, ModelEntry] = Field(
+    models: dict[ModelName, ModelEntry] = Field(
         min_length=1, description="The models by name; the name becomes the image's name."
     )
 

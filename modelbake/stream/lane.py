@@ -26,6 +26,7 @@ from modelbake.parallel import parallel
 from modelbake.plan import LOCK_LABEL, PLAN_LABEL, BuildPlan
 from modelbake.registry import Registry
 from modelbake.registryreply import document_of
+from modelbake.schema import RUNTIMES_NAMESPACE, WEIGHTS_REPOSITORY
 from modelbake.stream.assembly import RuntimeImage
 from modelbake.stream.forecast import Facts
 from modelbake.stream.layout import LayoutRepository
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
     from modelbake.stream.flow import Reader
     from modelbake.workspace import Workspace
 
-WEIGHTS = "weights"  # the repository that all models' layers are remembered in
-RUNTIMES = "runtimes"  # the namespace of runtimes' images
 _MEMORY = ".modelbake/index.json"
 
 
@@ -95,8 +94,9 @@ class Lane:
         namespace = reference.repository.rpartition("/")[0]
         prefix = f"{namespace}/" if namespace else ""
         self.target = RegistryRepository(self._registry, reference.repository)
-        self.weights = RegistryRepository(self._registry, f"{prefix}{WEIGHTS}")
-        self.runtimes = RegistryRepository(self._registry, f"{prefix}{RUNTIMES}/{plan.runtime.name}")
+        self.weights = RegistryRepository(self._registry, f"{prefix}{WEIGHTS_REPOSITORY}")
+        runtimes = f"{prefix}{RUNTIMES_NAMESPACE}/{plan.runtime.name}"
+        self.runtimes = RegistryRepository(self._registry, runtimes)
 
     def __enter__(self) -> Self:
         return self

@@ -34,7 +34,7 @@ from modelbake.errors import (
 )
 from modelbake.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Manifest, digest_of
 from modelbake.registry import Registry
-from modelbake.registryhttp import is_loopback
+from modelbake.registryauth import is_loopback
 from modelbake.registryreply import parse_challenges
 
 PASSWORD = "correct-horse-battery"
