@@ -254,7 +254,10 @@ class _Handler(BaseHTTPRequestHandler):
             shift = size["content_range"]
             sent_headers["Content-Range"] = f"bytes {start + shift}-{stop - 1 + shift}/{body.size}"
         self._head(status, sent_headers)
-        self._body(_read(body.path, start, end, flips), draft)
+        if flips or isinstance(self.connection, ssl.SSLSocket):
+            self._body(_read(body.path, start, end, flips), draft)
+        else:
+            self._send_part(body.path, start, end, draft)
         self._body(iter([b"\xee" * extra] if extra else []), draft)
         if {"drop", "truncate"} & by_kind.keys():
             self.close_connection = True
@@ -266,6 +269,17 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
+
+    def _send_part(self, path: Path, start: int, end: int, draft: Draft) -> None:
+        """Let the kernel send the bytes [start, end): a hub has its own processors, here it shares ours."""
+        self.wfile.flush()
+        with path.open("rb") as file:
+            while start < end:
+                sent = self.connection.sendfile(file, start, min(_CHUNK, end - start))
+                if not sent:
+                    raise EOFError(f"{path} is shorter than it was")
+                start += sent
+                draft.bytes_sent += sent
 
     def _body(self, pieces: Iterator[bytes], draft: Draft) -> None:
         for piece in pieces:
