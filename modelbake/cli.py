@@ -93,20 +93,26 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
-    common.add_argument("--file", type=Path, default=Path("models.yaml"), help="models.yaml (default: here)")
-    common.add_argument(
-        "--images", type=Path, help="folder of the runtimes (default: modelbake's own images/)"
-    )
-    common.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="form of stderr's lines"
-    )
     parser = _Parser(prog="build.py", description="Private model weights into verified, slim CUDA images.")
     parser.add_argument("--version", action="version", version=f"modelbake {__version__}")
+    _common_arguments(parser)
+    # After the verb they have no defaults: these would take back what was said before it.
+    after = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    _common_arguments(after)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"modelbake.verbs.{name}")
         module.arguments(
-            verbs.add_parser(name, help=module.SUMMARY, description=module.__doc__, parents=[common])
+            verbs.add_parser(name, help=module.SUMMARY, description=module.__doc__, parents=[after])
         )
+    parser.set_defaults(file=Path("models.yaml"), images=None, log_format="text")
     return parser
+
+
+def _common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what may stand before the verb as well as after it."""
+    parser.add_argument("--file", type=Path, help="models.yaml (default: here)")
+    parser.add_argument(
+        "--images", type=Path, help="folder of the runtimes (default: modelbake's own images/)"
+    )
+    parser.add_argument("--log-format", choices=("text", "json"), help="form of stderr's lines")

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from modelbake.errors import UsageError
 
+HUB_TOKEN = "hf_token"  # noqa: S105 - the id under which a build asks for it
 _MASK = "***"
 _URL_PASSWORD = re.compile(r"://[^/@\s]*:([^/@\s]+)@")
 _SHORTEST_REDACTED = 6  # shorter values also occur in ordinary text; masking them would garble every log

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -10,15 +10,17 @@ from typing import Literal
 from modelbake import engine as engines
 from modelbake.buildkit.solve import ways_to_build
 from modelbake.config import ModelSpec
-from modelbake.credentials import Redactor, Secret, hub_token
+from modelbake.credentials import Redactor, hub_token
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.engine import Engine
 from modelbake.errors import GpuUnavailable, ModelbakeError
+from modelbake.parallel import try_all
 from modelbake.registry import Registry
 from modelbake.sources import source_for
 from modelbake.workspace import Workspace
 
 State = Literal["ok", "note", "mend"]
+_HUB_THREADS = 8
 _LITTLE_DISK = 20_000_000_000  # bytes; a CUDA image and its build cache are about that much
 
 
@@ -46,8 +48,7 @@ def examine(workspace: Workspace, redactor: Redactor) -> list[Finding]:
         try:
             findings.append(action())
         except ModelbakeError as error:
-            text = f"{error.subject}: {error.message}" if error.subject else error.message
-            findings.append(Finding(subject, "mend", text, error.hint))
+            findings.append(_to_mend(subject, error))
 
     def find_engine() -> Finding:
         nonlocal engine
@@ -68,25 +69,47 @@ def examine(workspace: Workspace, redactor: Redactor) -> list[Finding]:
     except ModelbakeError:
         return findings
 
-    def hub(spec: ModelSpec) -> Finding:
-        token = hub_token()
-        if token:
-            redactor.add(token)
-        return _hub(spec, token)
-
-    # One model of each hub stands for all: `lock --check` asks for every one of them.
-    for spec in {spec.hub: spec for spec in config.models.values()}.values():
-        look("hub", partial(hub, spec))
+    findings += examine_hubs(config.models.values(), redactor)
     for base in dict.fromkeys(workspace.bases()):
         look("base", partial(_base, base))
     look("registry", lambda: _registry(config.registry))
     return findings
 
 
+def examine_hubs(models: Iterable[ModelSpec], redactor: Redactor) -> list[Finding]:
+    """Ask for a file of every repository: a finding for each that cannot be read, one a hub of the rest."""
+    try:
+        token = hub_token()
+    except ModelbakeError as error:
+        return [_to_mend("hub", error)]
+    if token:
+        redactor.add(token)
+    # Models of one repository differ in what they take of it, not in who may read it.
+    specs = list({(spec.hub, spec.source): spec for spec in models}.values())
+    outcomes = try_all(specs, lambda spec: source_for(spec.source, token).reach(spec), _HUB_THREADS)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, ModelbakeError)]
+    findings = list(dict.fromkeys(_to_mend("hub", error) for error in errors))  # a CA bundle fails for all
+    readable: dict[str, list[str]] = {}
+    for spec, outcome in zip(specs, outcomes, strict=True):
+        if outcome is None:
+            readable.setdefault(spec.hub, []).append(spec.source)
+    how = "with the token" if token else "without a token"
+    return findings + [
+        Finding("hub", "ok", f"{hub} hands out {_listed(sources)} {how}") for hub, sources in readable.items()
+    ]
+
+
+def _to_mend(subject: str, error: ModelbakeError) -> Finding:
+    text = f"{error.subject}: {error.message}" if error.subject else error.message
+    return Finding(subject, "mend", text, error.hint)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if names[5:] else "")
+
+
 def _models(workspace: Workspace) -> Finding:
-    names = list(workspace.config.models)
-    listed = ", ".join(names[:5]) + (", ..." if names[5:] else "")
-    return Finding("models.yaml", "ok", f"{workspace.file} has {listed}")
+    return Finding("models.yaml", "ok", f"{workspace.file} has {_listed(list(workspace.config.models))}")
 
 
 def _buildkit(engine: Engine) -> Finding:
@@ -116,13 +139,6 @@ def _disk(engine: Engine) -> Finding:
     if free < _LITTLE_DISK:
         return Finding("disk", "mend", text, "`docker builder prune` drops the build cache")
     return Finding("disk", "ok", text)
-
-
-def _hub(spec: ModelSpec, token: Secret | None) -> Finding:
-    """Ask for one model's commit: it takes a hub that answers, and a token that opens that repository."""
-    source_for(spec.source, token).reach(spec)
-    how = "with the token" if token else "without a token"
-    return Finding("hub", "ok", f"{spec.hub} shows {spec.source} {how}")
 
 
 def _base(base: str) -> Finding:

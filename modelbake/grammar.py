@@ -76,6 +76,11 @@ def holds_a_secret(text: str) -> bool:
     return bool(_HUB_TOKEN.search(text) or _URL_CREDENTIALS.search(text))
 
 
+def holds_a_token(text: str) -> bool:
+    """Tell whether a text has something of a token's shape in it; URLs and addresses are fine."""
+    return bool(_HUB_TOKEN.search(text))
+
+
 # --- what to write instead -------------------------------------------------------------------------
 
 
@@ -85,6 +90,8 @@ def _advise_lower_case(text: str) -> str:
 
 
 def _advise_version(text: str) -> str:
+    if date := re.fullmatch(r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})", text):
+        return f"write {quoted('.'.join(str(int(part)) for part in date.groups()))} in quotes"
     if found := re.fullmatch(r"[vV]?([0-9]{1,9})(?:\.([0-9]{1,9}))?(?:\.([0-9]{1,9}))?", text):
         return f"write {quoted('.'.join(str(int(part or 0)) for part in found.groups()))} in quotes"
     if "+" in text:

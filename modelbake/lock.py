@@ -24,6 +24,7 @@ __all__ = [
     "Lock",
     "LockedFile",
     "LockedModel",
+    "comparable",
     "config_drift",
     "decode_lock",
     "encode_lock",
@@ -36,12 +37,16 @@ __all__ = [
     "write_lock",
 ]
 
-DriftKind = Literal["missing", "orphan", "changed", "moved"]
+_SHOWN_EDITS = 20
+DriftKind = Literal["missing", "orphan", "changed", "moved", "edited"]
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A difference: `missing` from the lock, `orphan` in it, `changed` intent, or `moved` upstream."""
+    """A difference: `missing` from the lock, `orphan` in it, `changed` intent, or `moved` upstream.
+
+    `edited`: the lock has other files than upstream has at the very commit that is locked.
+    """
 
     model: str
     kind: DriftKind
@@ -65,13 +70,31 @@ def config_drift(config: Config, lock: Lock) -> list[Drift]:
     return drifts
 
 
-def upstream_drift(lock: Lock, heads: Mapping[str, str]) -> list[Drift]:
-    """Return the models whose revision names another commit now. `heads` has a commit by model name."""
-    return [
-        Drift(name, "moved", f"{lock.models[name].revision} was {lock.models[name].commit}, is {head}")
-        for name, head in sorted(heads.items())
-        if name in lock.models and lock.models[name].commit != head
-    ]
+def upstream_drift(
+    lock: Lock, heads: Mapping[str, str], edits: Mapping[str, Sequence[str]] | None = None
+) -> list[Drift]:
+    """Return the models whose revision names another commit now, and those whose files are not upstream's.
+
+    By model name, `heads` has the commit that the revision names, `edits` one text a file that differs.
+    """
+    drifts: list[Drift] = []
+    for name, locked in sorted(lock.models.items()):
+        if found := (edits or {}).get(name):
+            more = f"; and {len(found) - _SHOWN_EDITS} more" if len(found) > _SHOWN_EDITS else ""
+            files = "; ".join(found[:_SHOWN_EDITS])
+            drifts.append(Drift(name, "edited", f"at the locked commit {locked.commit}: {files}{more}"))
+        if (head := heads.get(name, locked.commit)) != locked.commit:
+            drifts.append(Drift(name, "moved", f"{locked.revision} was {locked.commit}, is {head}"))
+    return drifts
+
+
+def comparable(spec: ModelSpec, lock: Lock) -> bool:
+    """Tell whether upstream can say something of a model's lock: it is locked, from where it still comes."""
+    locked = lock.models.get(spec.name)
+    if locked is None:
+        return False
+    wanted = LockedModel.of(spec, locked.commit, locked.files)
+    return all(getattr(locked, key) == getattr(wanted, key) for key in ("source", "hub", "revision"))
 
 
 def intent_changes(spec: ModelSpec, locked: LockedModel) -> list[str]:

@@ -2,7 +2,9 @@
 
 {"schema": 1, "models": {"minilm": {"source": "hf://org/name", "hub": "https://huggingface.co",
  "revision": "main", "commit": "<40 hex>", "include": [...], "exclude": [...],
- "files": [{"path": "...", "size": 1, "sha256": "<64 hex>"}, ...]}}}
+ "files": [{"path": "...", "size": 1, "sha256": "<64 hex>"}, ...], "digest": "sha256:<64 hex>"}}}
+
+The digest is that of the files, so that a merge which lost one, or an edit, is noticed wherever it is read.
 """
 
 from __future__ import annotations

@@ -115,6 +115,7 @@ def encode_lock(lock: Lock) -> bytes:
             "include": list(model.include),
             "exclude": list(model.exclude),
             "files": [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in model.files],
+            "digest": model.digest,
         }
         for name, model in lock.models.items()
     }
@@ -215,8 +216,8 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _model(name: str, entry: Any) -> LockedModel:
-    _keys(entry, {"source", "hub", "revision", "commit", "include", "exclude", "files"})
-    return LockedModel(
+    _keys(entry, {"source", "hub", "revision", "commit", "include", "exclude", "files", "digest"})
+    model = LockedModel(
         name=name,
         source=_of(SOURCE, entry["source"], "source"),
         hub=_of(HUB, entry["hub"], "hub"),
@@ -226,6 +227,9 @@ def _model(name: str, entry: Any) -> LockedModel:
         exclude=_patterns(entry["exclude"], "exclude"),
         files=_files(entry["files"]),
     )
+    if entry["digest"] != model.digest:
+        raise _Problem("is not that of the files: an edit or a merge lost, added or changed one", "digest")
+    return model
 
 
 def _files(value: Any) -> tuple[LockedFile, ...]:

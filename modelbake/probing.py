@@ -54,7 +54,10 @@ class Response(_Read):
 
 
 class Repeat(_Read):
-    """One request sent `len(seconds) + errors` times: the good answers' seconds, and all of them together."""
+    """One request sent again: the good answers' seconds, and all of them together.
+
+    `errors` counts bad answers, and after a request without any answer it and all that were to follow.
+    """
 
     seconds: tuple[float, ...] = Field(strict=False)
     wall: float
@@ -84,6 +87,7 @@ def ask(
     *,
     timeout: float,
     repeat: int = 0,
+    limit: float = 0.0,
 ) -> Probed:
     """Send requests to the server in the container, the first one `repeat` times more.
 
@@ -93,6 +97,7 @@ def ask(
         requests: `method`, `path` and for POST `body`.
         timeout: seconds for each answer.
         repeat: how often the first request is sent again, one after the other, to measure it.
+        limit: seconds after which no repetition is begun any more; where `repeat` is given.
 
     Raises:
         SmokeError: the probe cannot be run, or a request is too large for it.
@@ -100,7 +105,7 @@ def ask(
     """
     order: dict[str, Any] = {"port": port, "requests": list(requests), "timeout": timeout}
     if repeat:
-        order["repeat"] = {"index": 0, "count": repeat}
+        order["repeat"] = {"index": 0, "count": repeat, "seconds": limit}
     text = json.dumps(order)
     if len(text) > _LARGEST_ORDER:
         raise SmokeError(

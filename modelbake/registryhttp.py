@@ -8,7 +8,6 @@ never go to the target of a redirect (see `registryauth`). Every exception of th
 from __future__ import annotations
 
 import functools
-import os
 import re
 import ssl
 import time
@@ -20,13 +19,10 @@ from typing import Self
 import httpx2
 
 from modelbake.dockerconfig import DOCKER_HUB, RegistryCredentials, registry_key
-from modelbake.errors import (
-    RegistryError,
-    RegistryUnavailable,
-    UsageError,
-)
+from modelbake.errors import RegistryError, RegistryUnavailable
 from modelbake.registryauth import RegistryLogin, is_loopback
 from modelbake.registryreply import Reply, retry_after, said
+from modelbake.trust import ENVIRONMENT_HINT, trust
 
 _HUB_HOST = "registry-1.docker.io"  # where docker.io's API answers
 _FIRST_WAIT = 0.5  # seconds before the second attempt, doubled before each further one
@@ -67,20 +63,21 @@ class RegistryConnection:
         self.first_wait = _FIRST_WAIT
         loopback = is_loopback(self.host)
         address = _HUB_HOST if self.host == DOCKER_HUB else self.host
-        if ca_bundle is None and (named := os.environ.get("MODELBAKE_CA_BUNDLE")):
-            ca_bundle = Path(named)
         try:
             self._root = httpx2.URL(f"{'http' if loopback else 'https'}://{address}")
             self._client = httpx2.Client(
-                verify=_trust(ca_bundle),
+                verify=trust(ca_bundle),
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
                 # A proxy of the environment must not be asked for this very machine.
                 trust_env=not loopback,
                 headers={"User-Agent": "modelbake", "Accept-Encoding": "identity"},
             )
-        except (httpx2.InvalidURL, ValueError) as error:
-            # ValueError: a proxy in the environment that is no URL.
-            raise RegistryError(f"cannot be addressed: {error}", subject=self.host) from error
+        except (httpx2.InvalidURL, ValueError, OSError) as error:
+            raise RegistryError(
+                f"cannot be addressed ({type(error).__name__}: {error})",
+                subject=self.host,
+                hint=ENVIRONMENT_HINT,
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -285,20 +282,6 @@ class RegistryConnection:
             subject=_place(url),
             hint=hint,
         )
-
-
-def _trust(ca_bundle: Path | None) -> ssl.SSLContext:
-    context = httpx2.create_ssl_context()
-    if ca_bundle is not None:
-        try:
-            context.load_verify_locations(cafile=ca_bundle)
-        except OSError as error:  # ssl.SSLError is one too
-            raise UsageError(
-                f"cannot be read as certificates ({error.strerror or error})",
-                subject=f"MODELBAKE_CA_BUNDLE={ca_bundle}",
-                hint="name a PEM file",
-            ) from error
-    return context
 
 
 def _untrusted(error: BaseException | None) -> bool:

@@ -5,17 +5,18 @@ These classes mirror the file. `modelbake.config` turns them into what the progr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from modelbake import grammar
 from modelbake.expressions import EXPRESSION, why_not
-from modelbake.grammar import holds_a_secret, names_a_secret
+from modelbake.grammar import holds_a_secret, holds_a_token, names_a_secret
 from modelbake.scalars import quoted
 from modelbake.validation import Entry, Number, Text, refusal
 
@@ -36,8 +37,8 @@ _RESERVED_LABELS = (
     "org.opencontainers.image.",
 )
 WEIGHTS_REPOSITORY = "weights"  # below the registry: where all models' layers are remembered
-RUNTIMES_NAMESPACE = "runtimes"  # and the runtimes' images
-_TAKEN_NAMES = (WEIGHTS_REPOSITORY, RUNTIMES_NAMESPACE)
+RUNTIMES_REPOSITORY = "runtimes"  # and where the runtimes' images are
+_TAKEN_NAMES = (WEIGHTS_REPOSITORY, RUNTIMES_REPOSITORY)
 _FREE_LABELS = frozenset(
     f"org.opencontainers.image.{name}"
     for name in ("authors", "description", "documentation", "licenses", "title", "url", "vendor")
@@ -126,6 +127,19 @@ class _Expected:
         return {"anyOf": [handler(schema), {"not": looks_so}]}
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value, the keys of its objects included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield key
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+
+
 class CheckEntry(Entry):
     """One request to the running image, and the answer that shows that it works."""
 
@@ -150,6 +164,15 @@ class CheckEntry(Entry):
             {"length(data[0].embedding)": 384, "data[0].embedding[0]": {"approx": 0.034, "tolerance": 0.001}}
         ],
     )
+
+    @field_validator("body", "expect")
+    @classmethod
+    def _no_token(cls, value: Any) -> Any:
+        if any(map(holds_a_token, _texts(value))):
+            raise refusal(
+                "this looks like a token, and everyone who reads this file or a report could read it"
+            )
+        return value
 
     @model_validator(mode="after")
     def _one_request(self) -> Self:

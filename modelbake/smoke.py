@@ -19,6 +19,7 @@ from modelbake.report import Report, asked_of, discard_report, write_report
 from modelbake.verdict import (
     Judged,
     Run,
+    counted,
     failure_message,
     judge_check,
     judge_device,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.5
 _HEALTH_SECONDS = 10.0  # for one answer; a server that is still loading may not answer at all
 _ANSWER_SECONDS = 300.0  # for one declared request: a large model on a CPU takes its time
+_MEASURING_SECONDS = 600.0  # for all repetitions; what a slow model has answered by then is measured
 _ENDING_SECONDS = 2.0  # how long after its process the engine may still call a container running
 
 
@@ -116,7 +118,7 @@ def smoke(
         raise SmokeFailed(failure_message(run) + shown_log(log), subject=subject)
     output.event(
         "smoke_passed",
-        f"{subject} passed {len(finished.checks)} checks on {finished.device}",
+        f"{subject} passed {counted(len(finished.checks))} on {finished.device}",
         **finished.model_dump(mode="json", by_alias=True, exclude={"checks"}),
     )
     return finished
@@ -150,20 +152,58 @@ def exercise(
     """
     run.ready_seconds = _wait(container, smoke.startup_seconds, port, health, run)
     output.event("smoke_ready", f"ready after {run.ready_seconds:.1f} s", seconds=run.ready_seconds)
+    if not smoke.checks:
+        output.event(
+            "smoke_without_checks",
+            f"models.yaml declares no checks (`smoke: checks`): {health} is all that was asked",
+            level="warning",
+        )
+    answering = True
     for check in smoke.checks:
         probed = _ask(container, port, [_request(check)], run, check.name)
         verdict = judge_check(check, probed.responses[0])
+        answering = answering and probed.responses[0].error is None
         run.checks.append(verdict)
         _tell(verdict, output)
-    # Only a request that is meant to succeed says something about speed.
-    measured = [check for check in smoke.checks if 200 <= check.status < 300][:1]
-    requests = [_request(check) for check in measured]
-    run.measured = _ask(container, port, requests, run, "repeat", smoke.requests if measured else 0)
+    # Only a request that is meant to succeed says something about speed, and only of a server that answers.
+    meant = (check for check in smoke.checks if 200 <= check.status < 300)
+    run.measured = _measure(
+        container, next(meant, None) if answering else None, smoke.requests, port, run, output
+    )
     verdicts = [judge_repeats(run.measured.repeat)] if run.measured.repeat else []
     verdicts += [judge_device(run.measured)] if gpu else []
     for verdict in verdicts:
         run.checks.append(verdict)
         _tell(verdict, output)
+
+
+def _measure(
+    container: RunningContainer,
+    check: CheckSpec | None,
+    times: int,
+    port: int,
+    run: Run,
+    output: Output,
+) -> Probed:
+    """Send a check's request again and again, if there is one, then ask for the server's metrics."""
+    if check is None:
+        return _ask(container, port, [], run, "metrics")
+    output.event(
+        "smoke_measuring",
+        f"{check.name}: is asked {times} times more, for {_MEASURING_SECONDS:g} s at most",
+        check=check.name,
+        requests=times,
+        seconds=_MEASURING_SECONDS,
+    )
+    probed = _ask(container, port, [_request(check)], run, "repeat", times)
+    if probed.repeat and (asked := len(probed.repeat.seconds) + probed.repeat.errors) < times:
+        output.event(
+            "smoke_measured_less",
+            f"repeat: {asked} of {times} requests took {probed.repeat.wall:.0f} s; the others were not sent",
+            level="warning",
+            requests=asked,
+        )
+    return probed
 
 
 def _wait(container: RunningContainer, limit: float, port: int, health: str, run: Run) -> float:
@@ -213,7 +253,9 @@ def _ask(
     """Ask a container that was ready; where it has ended, say so rather than that it could not be asked."""
     cause: Exception | None = None
     try:
-        probed = ask(container, port, requests, timeout=_ANSWER_SECONDS, repeat=repeat)
+        probed = ask(
+            container, port, requests, timeout=_ANSWER_SECONDS, repeat=repeat, limit=_MEASURING_SECONDS
+        )
         if not any(response.error for response in probed.responses) or _still_runs(container):
             return probed
     except (EngineError, SmokeError) as error:

@@ -18,7 +18,7 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_sc
 
 from modelbake.grammar import Grammar, holds_a_secret, names_a_secret
 from modelbake.scalars import quoted
-from modelbake.yamlfile import KeyPath, Problem, YamlFile, raise_problems
+from modelbake.yamlfile import KeyPath, Problem, YamlFile, dotted, raise_problems
 
 _WORDS_MEANT = {"gpu": "cuda", "GPU": "cuda", "nvidia": "cuda", "auto": "any"}  # no closeness finds these
 _LONGEST_GUESSED = 100  # characters; difflib is quadratic
@@ -126,21 +126,23 @@ def validate(file: YamlFile, model: type[Model], others: Iterable[Problem] = ())
     try:
         found = model.model_validate(file.data)
     except ValidationError as error:
-        problems += _problems(file, model, error)
+        details = error.errors(include_url=False)
+        better = {dotted(detail["loc"]) for detail in details if _is_better(file, detail)}
+        problems = [problem for problem in problems if problem.key not in better]
+        problems += _problems(file, model, details)
     raise_problems(file.path, problems)
     assert found is not None
     return found
 
 
-def _problems(file: YamlFile, model: type[Entry], error: ValidationError) -> list[Problem]:
-    details = error.errors(include_url=False)
+def _problems(file: YamlFile, model: type[Entry], details: list[ErrorDetails]) -> list[Problem]:
     # A wrong key is reported once, not again for what it holds; nor is what the YAML reader refused.
     wrong_keys = {_key_path(detail) for detail in details if _is_of_key(detail)}
     problems = []
     for detail in details:
         path = _key_path(detail)
         parents = [path[:length] for length in range(len(path) + 1)]
-        if any(parent in file.refused for parent in parents):
+        if any(parent in file.refused for parent in parents) and not _is_better(file, detail):
             continue
         if detail["type"] == "missing" and (*path[:-1], "<<") in file.refused:
             continue
@@ -152,6 +154,17 @@ def _problems(file: YamlFile, model: type[Entry], error: ValidationError) -> lis
         at_key = _is_of_key(detail) or detail["type"] == "extra_forbidden"
         problems.append(file.problem(path, _message(file, model, path, detail), at_key=at_key))
     return problems
+
+
+def _is_better(file: YamlFile, detail: ErrorDetails) -> bool:
+    """Tell whether a model has better advice about a plain scalar that the YAML reader refused.
+
+    The reader says to quote it, and knows nothing of a grammar that it does not match with quotes either.
+    """
+    path = detail["loc"]
+    if detail["type"] != "text" or path not in file.refused or file.written(path) is None:
+        return False
+    return bool(detail["ctx"]["advice"])
 
 
 def _is_of_key(detail: ErrorDetails) -> bool:

@@ -133,8 +133,13 @@ def make_report(
     )
 
 
+def counted(checks: int) -> str:
+    """Return a number of checks in words: `1 check`, `2 checks`."""
+    return f"{checks} check{'' if checks == 1 else 's'}"
+
+
 def failure_message(run: Run) -> str:
     """Return one line for each thing that is wrong with each failed check."""
-    lines = [f"{len(run.failed)} of {len(run.checks)} checks failed"]
+    lines = [f"{len(run.failed)} of {counted(len(run.checks))} failed"]
     lines += [f"  {check.report.name}: {problem}" for check in run.failed for problem in check.problems]
     return "\n".join(lines)

@@ -9,7 +9,8 @@ bodies larger than an argument may be (128 KiB). Its keys:
 
     port        of 127.0.0.1
     requests    [{"method": "GET" | "POST", "path": "/...", "body": any JSON, "timeout": seconds}]
-    repeat      {"index": N, "count": N}: send that request again, one at a time, to measure it
+    repeat      {"index": N, "count": N, "seconds": N}: send that request again, one at a time, to measure it;
+                none is begun once that many seconds are over, if they are given
     timeout     seconds that one request may take in all; 60 where nothing is said
 
 The answer:
@@ -17,7 +18,8 @@ The answer:
     responses   [{"status", "headers", "body", "seconds"}], in order. The body as text, its first 4 MiB;
                 "truncated" is there where it had more. Where no whole answer came the status is 0, and
                 "error" says why
-    repeat      {"seconds": [...], "wall": seconds, "errors": N}, or null; seconds of good answers only
+    repeat      {"seconds": [...], "wall": seconds, "errors": N}, or null; seconds of good answers only. A
+                request without any answer is the last one: it and all that were to follow are errors
     metrics     the text of GET /metrics, or null
     driver      {"gpu", "driver_version", "memory_used_bytes", "memory_total_bytes", "gpus": [...]}: what
                 nvidia-smi says of whole devices, not of this process; null where there is no GPU
@@ -41,6 +43,7 @@ MAX_ORDER = 64 * 1024 * 1024
 MAX_BODY = 4 * 1024 * 1024
 CHUNK = 64 * 1024
 DEFAULT_TIMEOUT = 60.0
+LONGEST = 86400
 DRIVER_TIMEOUT = 10.0
 MIB = 1024 * 1024
 
@@ -63,8 +66,9 @@ class Order(NamedTuple):
 
     port: int
     requests: list[Request]
-    repeat: Request | None
+    repeat: int | None
     times: int
+    limit: float
 
 
 def read_order(argv: list[str]) -> Order:
@@ -91,11 +95,13 @@ def read_order(argv: list[str]) -> Order:
     requests = [check_request(entry, f"requests[{number}]", timeout) for number, entry in enumerate(entries)]
     repeat = document.get("repeat")
     if repeat is None:
-        return Order(port, requests, None, 0)
-    if not isinstance(repeat, dict) or set(repeat) != {"index", "count"}:
-        raise OrderError("expected repeat to have index and count")
+        return Order(port, requests, None, 0, 0.0)
+    if not isinstance(repeat, dict) or set(repeat) | {"seconds"} != {"index", "count", "seconds"}:
+        raise OrderError("expected repeat to have index, count and perhaps seconds")
     index = check_number(repeat["index"], "repeat.index", 0, len(requests) - 1)
-    return Order(port, requests, requests[index], check_number(repeat["count"], "repeat.count", 0, 1_000_000))
+    times = check_number(repeat["count"], "repeat.count", 0, 1_000_000)
+    limit = check_seconds(repeat.get("seconds", LONGEST), "repeat.seconds")
+    return Order(port, requests, index, times, limit)
 
 
 def check_request(entry: Any, name: str, timeout: float) -> Request:
@@ -125,8 +131,8 @@ def check_number(value: Any, name: str, lowest: int, highest: int) -> int:
 
 def check_seconds(value: Any, name: str) -> float:
     """A time of at most a day, in seconds."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 86400:
-        raise OrderError(f"expected {name} to be seconds, more than 0 and at most 86400")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= LONGEST:
+        raise OrderError(f"expected {name} to be seconds, more than 0 and at most {LONGEST}")
     return float(value)
 
 
@@ -170,15 +176,23 @@ def send(port: int, request: Request) -> dict[str, Any]:
     return answer
 
 
-def repeat(port: int, request: Request, count: int) -> dict[str, Any]:
+def repeat(port: int, request: Request, count: int, limit: float) -> dict[str, Any]:
     """Make one request again and again; return how long each good answer took, and all of them together."""
     started = time.monotonic()
-    answers = [send(port, request) for _ in range(count)]
-    wall = time.monotonic() - started
-    good = [
-        answer["seconds"] for answer in answers if 200 <= answer["status"] < 300 and "error" not in answer
-    ]
-    return {"seconds": good, "wall": wall, "errors": count - len(good)}
+    good: list[float] = []
+    errors = 0
+    for sent in range(count):
+        if time.monotonic() - started >= limit:
+            break
+        answer = send(port, request)
+        if "error" in answer:
+            errors += count - sent  # A server that hangs would take the whole timeout, again and again.
+            break
+        if 200 <= answer["status"] < 300:
+            good.append(answer["seconds"])
+        else:
+            errors += 1
+    return {"seconds": good, "wall": time.monotonic() - started, "errors": errors}
 
 
 def read_metrics(port: int) -> str | None:
@@ -245,9 +259,15 @@ def main(argv: list[str]) -> int:
     except OrderError as error:
         print(json.dumps({"error": str(error)}))
         return 2
+    responses = [send(order.port, request) for request in order.requests]
+    repeated: dict[str, Any] | None = None
+    if order.repeat is not None and "error" in responses[order.repeat]:
+        repeated = {"seconds": [], "wall": 0.0, "errors": order.times}
+    elif order.repeat is not None:
+        repeated = repeat(order.port, order.requests[order.repeat], order.times, order.limit)
     answer = {
-        "responses": [send(order.port, request) for request in order.requests],
-        "repeat": repeat(order.port, order.repeat, order.times) if order.repeat is not None else None,
+        "responses": responses,
+        "repeat": repeated,
         "metrics": read_metrics(order.port),
         "driver": ask_driver(),
     }

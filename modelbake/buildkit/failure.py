@@ -65,7 +65,11 @@ _PROGRAM_ERRORS: dict[int, tuple[type[ModelbakeError], str]] = {
     21: (SourceGatedError, "accept the terms of the repository on its page, with the account of the token"),
     22: (SourceNotFound, "the locked commit is gone, or the token may not see it: run `build.py lock`"),
     23: (SourceUnavailable, "the build could not reach the hub: check its address, proxy and CA bundle"),
-    24: (WrongBytes, "the hub serves other bytes than were locked: run `build.py lock --check`"),
+    24: (
+        WrongBytes,
+        "`build.py lock --check` compares models.lock with what the hub lists; where these agree, the file"
+        " was damaged on the way, or by a proxy or mirror",
+    ),
     25: (SecretMissing, "set HF_TOKEN, or log in with `hf auth login`"),
     26: (DiskFull, _FREE_SPACE),
     27: (BuildFailed, ""),

@@ -25,16 +25,17 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
 
 from modelbake import __version__
 from modelbake.credentials import Redactor, Secret
-from modelbake.errors import RevisionNotFound, SourceAuthError, SourceError, WrongBytes
+from modelbake.errors import NoMatchingFiles, RevisionNotFound, SourceAuthError, SourceError, WrongBytes
 from modelbake.lock import LockedFile, LockedModel
 from modelbake.parallel import parallel
 from modelbake.sources.hub_client import Patience, is_worth_retrying, talking
 from modelbake.sources.hub_errors import Place
-from modelbake.sources.hub_files import ListedFile, check_listed, select_files
+from modelbake.sources.hub_files import ListedFile, check_listed, differences, select_files
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
+    from modelbake.sources import Audit
 
 _MAX_FILES = 100_000
 _THREADS = 4  # files of one model fetched at the same time
@@ -48,11 +49,14 @@ class HubSource:
     """Resolves models of Hugging Face hubs. Has no state but the token, so it may be used by many threads.
 
     The token is the one given here or none: never what huggingface_hub finds on the machine by itself. It is
-    sent to the model's own hub only.
+    sent to the model's own hub only. `audit` is told of every file that was fetched and hashed.
     """
 
-    def __init__(self, token: Secret | None, *, patience: Patience | None = None) -> None:
+    def __init__(
+        self, token: Secret | None, *, patience: Patience | None = None, audit: Audit | None = None
+    ) -> None:
         self._token = token or None
+        self._audit = audit
         self._redact = Redactor([token] if token else [])
         self._patience = patience or Patience()
 
@@ -80,18 +84,30 @@ class HubSource:
         """Return the commit that the revision points to now; a full commit id points to itself."""
         if _COMMIT.fullmatch(spec.revision):
             return spec.revision
-        return self.reach(spec)
-
-    def reach(self, spec: ModelSpec) -> str:
-        """Ask the hub for the commit, whatever the revision is: it has to answer, and to take the token."""
         place, api = self._open(spec)
         return self._commit(api, place)
 
-    def _open(self, spec: ModelSpec) -> tuple[Place, HfApi]:
+    def edits(self, locked: LockedModel) -> list[str]:
+        """Return how the locked files differ from what the hub lists at the locked commit; fetches none."""
+        place, api = self._open(locked, locked.commit)
+        listed = self._list(api, place, locked.commit)
+        try:
+            chosen = select_files(listed, locked, place)
+        except NoMatchingFiles:
+            chosen = []  # then every file of the lock is one too many
+        return differences(chosen, locked.files)
+
+    def reach(self, spec: ModelSpec) -> None:
+        """Ask the hub for one of the model's files, without taking it: listing is allowed to more people."""
+        place, api = self._open(spec)
+        commit = self._commit(api, place)
+        self._ask_for(api, place, commit, select_files(self._list(api, place, commit), spec, place)[0])
+
+    def _open(self, spec: ModelSpec | LockedModel, revision: str = "") -> tuple[Place, HfApi]:
         place = Place(
             name=spec.name,
             repo=spec.source.removeprefix("hf://"),
-            revision=spec.revision,
+            revision=revision or spec.revision,
             hub=spec.hub.rstrip("/"),
             has_token=self._token is not None,
             redact=self._redact,
@@ -157,6 +173,7 @@ class HubSource:
     def _hash(self, api: HfApi, place: Place, commit: str, file: ListedFile) -> LockedFile:
         """Fetch a file, never holding more than a piece of it, and return its facts."""
         url, headers = self._request(api, place, commit, file)
+        started = time.monotonic()
         with talking(place, self._patience):
             for attempt in range(1, self._patience.silent_attempts + 1):
                 try:
@@ -173,6 +190,15 @@ class HubSource:
                 f"{shown(file.path)}: the hub serves {what} instead of {than}",
                 subject=place.subject,
                 hint="the file was damaged on the way, or by a proxy or mirror: lock again",
+            )
+        if self._audit:
+            self._audit(
+                source=f"hf://{place.repo}@{commit}",
+                file=file.path,
+                bytes=size,
+                attempts=attempt,
+                sha256=sha256,
+                seconds=time.monotonic() - started,
             )
         return LockedFile(file.path, size, sha256)
 

@@ -25,8 +25,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # see hub.py
 
-from modelbake.errors import SourceError
+from modelbake.errors import ModelbakeError, SourceError
 from modelbake.sources.hub_errors import Place, busy, translate
+from modelbake.trust import ENVIRONMENT_HINT, trust
 
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024  # of one answer of the API
@@ -84,7 +85,7 @@ def talking(place: Place, patience: Patience) -> Iterator[None]:
     reset = _current.set(_Talk(place, patience))
     try:
         yield
-    except SourceError:
+    except ModelbakeError:
         raise
     except Exception as error:  # whatever a library raises on a stranger's answer
         raise translate(error, place) from error
@@ -93,17 +94,22 @@ def talking(place: Place, patience: Patience) -> Iterator[None]:
 
 
 class HubClient(httpx2.Client):
-    """Retries while the hub is busy or silent, never for long, and holds no more than it must."""
+    """Retries while the hub is busy or silent, never for long, and holds no more than it must.
+
+    Raises UsageError where `MODELBAKE_CA_BUNDLE` cannot be used, SourceError for other network settings.
+    """
 
     def __init__(self) -> None:
         try:
-            super().__init__(follow_redirects=True, max_redirects=10, event_hooks={"request": [_check]})
+            super().__init__(
+                verify=trust(), follow_redirects=True, max_redirects=10, event_hooks={"request": [_check]}
+            )
         except (OSError, ValueError, httpx2.InvalidURL) as error:
             talk = _current.get()
             raise SourceError(
                 f"the network settings of the environment cannot be used ({type(error).__name__})",
                 subject=talk.place.subject if talk else "",
-                hint="do SSL_CERT_FILE and SSL_CERT_DIR exist, and are HTTP_PROXY and HTTPS_PROXY URLs?",
+                hint=ENVIRONMENT_HINT,
             ) from error
 
     def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:

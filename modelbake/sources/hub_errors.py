@@ -145,7 +145,10 @@ def _described(error: BaseException, place: Place) -> tuple[type[SourceError], s
         case hub_errors.HFValidationError() | hub_errors.HfUriError():
             return SourceError, "this is not the name of a repository", "write hf://organisation/name"
         case _ if _tls_cause(error):
-            hint = "for a company's own CA set SSL_CERT_FILE to its bundle; http:// needs no certificate"
+            hint = (
+                "for a company's own CA name its PEM file in MODELBAKE_CA_BUNDLE (or all of them in"
+                " SSL_CERT_FILE); http:// needs no certificate"
+            )
             return SourceUnavailable, "the hub's certificate is not trusted, or it speaks no TLS", hint
         case httpx2.ProxyError():
             return SourceUnavailable, "the proxy refuses", "see HTTPS_PROXY and NO_PROXY"

@@ -17,6 +17,7 @@ from modelbake.weightpath import conflicting_paths, path_problem, shown
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
+    from modelbake.locked import LockedFile, LockedModel
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -47,7 +48,9 @@ def check_listed(entry: RepoFile, place: Place) -> ListedFile:
     return ListedFile(path, size, sha256, None if sha256 else blob)
 
 
-def select_files(files: Sequence[ListedFile], spec: ModelSpec, place: Place) -> list[ListedFile]:
+def select_files(
+    files: Sequence[ListedFile], spec: ModelSpec | LockedModel, place: Place
+) -> list[ListedFile]:
     """Return the files that include and exclude select; every one of them has a path fit to be written."""
     # .gitattributes and its like say how git stores the repository. They change (a file moves to LFS)
     # without the model changing, no runtime reads them, and they must not make a new layer.
@@ -78,7 +81,28 @@ def select_files(files: Sequence[ListedFile], spec: ModelSpec, place: Place) -> 
     return chosen
 
 
-def _no_match(files: Sequence[ListedFile], spec: ModelSpec, place: Place) -> NoMatchingFiles:
+def differences(listed: Sequence[ListedFile], locked: Sequence[LockedFile]) -> list[str]:
+    """Return how the files of a lock differ from those that a hub lists, one text a file, by path.
+
+    Of a file outside Git LFS the hub lists no sha256: there the size alone is compared.
+    """
+    there = {file.path: file for file in listed}
+    here = {file.path: file for file in locked}
+    texts: list[str] = []
+    for path in sorted({*there, *here}):
+        upstream, ours = there.get(path), here.get(path)
+        if ours is None:
+            texts.append(f"{shown(path)} is upstream and not in the lock")
+        elif upstream is None:
+            texts.append(f"{shown(path)} is in the lock and not upstream")
+        elif upstream.size != ours.size:
+            texts.append(f"{shown(path)} has {upstream.size:,} bytes upstream, {ours.size:,} in the lock")
+        elif upstream.sha256 not in (None, ours.sha256):
+            texts.append(f"{shown(path)} has sha256 {upstream.sha256} upstream, {ours.sha256} in the lock")
+    return texts
+
+
+def _no_match(files: Sequence[ListedFile], spec: ModelSpec | LockedModel, place: Place) -> NoMatchingFiles:
     names = [file.path for file in files]
     if not names:
         return NoMatchingFiles("the repository holds no files", subject=place.subject)

@@ -34,6 +34,7 @@ from modelbake.credentials import Redactor
 from modelbake.errors import SourceError, SourceUnavailable, WrongBytes
 from modelbake.sources.hub_client import Patience, talking
 from modelbake.sources.hub_errors import Place
+from modelbake.trust import ENVIRONMENT_HINT, trust
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class HubReader:
             has_token=self._token is not None,
             redact=Redactor([token] if token else []),
         )
-        self._pools = _Pools(self._patience)
+        self._pools = _Pools(self._patience, self._place.subject)
 
     def read(self, file: LockedFile, start: int = 0) -> HubFile:
         """Return an iterator over the bytes of a file from `start` on: all of them, or an error.
@@ -283,10 +284,18 @@ class HubFile:
 class _Pools:
     """Connections by urllib3, with the trust and the proxies that the hub's other client has."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, subject: str) -> None:
+        try:
+            context = trust()
+        except OSError as error:
+            raise SourceError(
+                f"the network settings of the environment cannot be used ({type(error).__name__})",
+                subject=subject,
+                hint=ENVIRONMENT_HINT,
+            ) from error
         self._settings = {
             "timeout": urllib3.Timeout(connect=patience.connect, read=patience.read),
-            "ssl_context": httpx2.create_ssl_context(),
+            "ssl_context": context,
             "maxsize": 16,
         }
         self._direct = urllib3.PoolManager(**self._settings)  # type: ignore[arg-type]

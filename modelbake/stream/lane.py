@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from modelbake.credentials import HUB_TOKEN
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.errors import (
     EngineNotFound,
@@ -26,7 +27,7 @@ from modelbake.parallel import parallel
 from modelbake.plan import LOCK_LABEL, PLAN_LABEL, BuildPlan
 from modelbake.registry import Registry
 from modelbake.registryreply import document_of
-from modelbake.schema import RUNTIMES_NAMESPACE, WEIGHTS_REPOSITORY
+from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY
 from modelbake.stream.assembly import RuntimeImage
 from modelbake.stream.forecast import Facts
 from modelbake.stream.layout import LayoutRepository
@@ -95,8 +96,7 @@ class Lane:
         prefix = f"{namespace}/" if namespace else ""
         self.target = RegistryRepository(self._registry, reference.repository)
         self.weights = RegistryRepository(self._registry, f"{prefix}{WEIGHTS_REPOSITORY}")
-        runtimes = f"{prefix}{RUNTIMES_NAMESPACE}/{plan.runtime.name}"
-        self.runtimes = RegistryRepository(self._registry, runtimes)
+        self.runtimes = RegistryRepository(self._registry, f"{prefix}{RUNTIMES_REPOSITORY}")
 
     def __enter__(self) -> Self:
         return self
@@ -160,8 +160,9 @@ class Lane:
     def write_layout(self, folder: Path) -> str:
         """Write the image to an OCI layout; return `oci:DIR@sha256:...`."""
         runtime = self.find_runtime() or self._build_runtime(None)
-        layout = LayoutRepository.create(folder)
-        image = self._image(runtime, LayoutRepository.create(folder, _MEMORY), others=(self.weights,))
+        layout = LayoutRepository.create(folder, image=self._plan.repository)
+        memory = LayoutRepository.create(folder, _MEMORY)
+        image = self._image(runtime, memory, others=(self.weights,))
         put_image(image, layout, self._plan.version, runtimes=self.runtimes, weights=layout, jobs=self._jobs)
         return f"{layout.name}@{image.manifest.digest}"
 
@@ -193,7 +194,7 @@ class Lane:
 
     def find_runtime(self) -> RuntimeImage | None:
         """Return the runtime's image in the registry, None without one."""
-        return find_runtime(self.runtimes, self._runtime_context)
+        return find_runtime(self.runtimes, self._plan.runtime.name, self._runtime_context)
 
     @cached_property
     def _runtime_context(self) -> Context:
@@ -253,7 +254,7 @@ class Lane:
             self._plan,
             self._runtime_context,
             self.runtimes,
-            secrets=self._secrets,
+            secrets={name: secret for name, secret in self._secrets.items() if name != HUB_TOKEN},
             output=self._output,
         )
 
@@ -280,7 +281,7 @@ class Lane:
     def _reader(self, stop: threading.Event) -> Reader:
         from modelbake.sources import reader_for
 
-        return reader_for(self._plan.locked, self._secrets.get("hf_token"), stop)
+        return reader_for(self._plan.locked, self._secrets.get(HUB_TOKEN), stop)
 
     def _finish(self, manifest: Manifest, engine: Engine | None, sent: int) -> str:
         reference = self._reference(manifest)

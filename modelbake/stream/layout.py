@@ -2,6 +2,7 @@
 
     DIR/oci-layout, DIR/index.json      the standard's own; `skopeo`, `crane` and `docker load` read them
     DIR/blobs/sha256/HEX                every blob and manifest
+    DIR/manifest.json                   what `docker load` reads where the engine has its classic image store
     DIR/.modelbake/index.json           what `publish` remembers of finished layers; not part of the standard
 
 Source: https://github.com/opencontainers/image-spec/blob/main/image-layout.md
@@ -14,7 +15,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,7 @@ from modelbake.stream.flow import LayerFlow
 from modelbake.stream.repository import Repository, checked
 
 REF_NAME = "org.opencontainers.image.ref.name"
+_IMAGE_NAME = "io.containerd.image.name"  # how containerd, and `docker load` with its store, call an image
 _MARKER = {"imageLayoutVersion": "1.0.0"}
 _PIECE = 1 << 20  # bytes
 _LARGEST_INDEX = 16 << 20  # bytes
@@ -32,15 +34,22 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class LayoutRepository:
-    """The images of one layout; `index` names the file that lists them, relative to the folder."""
+    """The images of one layout.
 
-    def __init__(self, folder: Path, index: str = "index.json") -> None:
+    Args:
+        folder: where it is.
+        index: the file that lists the images, relative to the folder.
+        image: `registry/name` that `docker load` is to call them by, with their tag.
+    """
+
+    def __init__(self, folder: Path, index: str = "index.json", image: str = "") -> None:
         self.folder = folder
         self._index = folder / index
+        self._image = image
         self._lock = threading.Lock()
 
     @classmethod
-    def create(cls, folder: Path, index: str = "index.json") -> LayoutRepository:
+    def create(cls, folder: Path, index: str = "index.json", image: str = "") -> LayoutRepository:
         """Make a layout of a new or empty folder, or go on with one that is there.
 
         Raises LayoutError where the folder holds anything else, or cannot be written.
@@ -57,10 +66,10 @@ class LayoutRepository:
                     )
                 _write(marker, json.dumps(_MARKER).encode())
             (folder / "blobs/sha256").mkdir(parents=True, exist_ok=True)
-        return cls.open(folder, index)
+        return cls.open(folder, index, image)
 
     @classmethod
-    def open(cls, folder: Path, index: str = "index.json") -> LayoutRepository:
+    def open(cls, folder: Path, index: str = "index.json", image: str = "") -> LayoutRepository:
         """Return the layout in a folder. Raises LayoutError where there is none."""
         with _translating(folder):
             try:
@@ -73,7 +82,7 @@ class LayoutRepository:
                 subject=str(folder),
                 hint="`build.py publish NAME --output oci:DIR` writes one",
             )
-        return cls(folder, index)
+        return cls(folder, index, image)
 
     @property
     def name(self) -> str:
@@ -103,11 +112,12 @@ class LayoutRepository:
         """See Repository. Another manifest that had the name is not listed any more."""
         with self._lock, _translating(self._index):
             _write(self._path(manifest.digest), manifest.body)
+            notes = {REF_NAME: tag} | ({_IMAGE_NAME: f"{self._image}:{tag}"} if self._image else {})
             entry = {
                 "mediaType": manifest.media_type,
                 "digest": manifest.digest,
                 "size": len(manifest.body),
-                "annotations": {REF_NAME: tag},
+                "annotations": notes,
             }
             kept = [each for each in self._entries() if each.get("annotations", {}).get(REF_NAME) != tag]
             kept.append(entry)
@@ -118,7 +128,9 @@ class LayoutRepository:
                 "manifests": kept,
             }
             self._index.parent.mkdir(exist_ok=True)
-            _write(self._index, json.dumps(document, indent=2, sort_keys=True).encode() + b"\n")
+            _write(self._index, _encode(document))
+            if self._image:
+                _write(self.folder / "manifest.json", _encode([self._for_docker(each) for each in kept]))
 
     def has(self, blob: Descriptor) -> bool:
         """See Repository."""
@@ -162,6 +174,18 @@ class LayoutRepository:
             os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(self._path(digest()))
+
+    def _for_docker(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """Return one entry of manifest.json: https://github.com/moby/docker-image-spec, v1.2."""
+        manifest = self.manifest(str(entry["digest"]))
+        assert manifest is not None
+        where = [self._path(blob.digest).relative_to(self.folder).as_posix() for blob in manifest.layers]
+        name = entry.get("annotations", {}).get(_IMAGE_NAME)
+        return {
+            "Config": self._path(manifest.config.digest).relative_to(self.folder).as_posix(),
+            "RepoTags": [name] if name else None,
+            "Layers": where,
+        }
 
     def _path(self, digest: str) -> Path:
         found = _DIGEST.fullmatch(digest)
@@ -209,6 +233,10 @@ def _new_file(folder: Path) -> Iterator[tuple[IO[bytes], Path]]:
             yield file, Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _encode(document: Any) -> bytes:
+    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def _write(path: Path, content: bytes) -> None:

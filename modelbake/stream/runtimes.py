@@ -1,6 +1,6 @@
 """A runtime's image in the registry: found by what it is made of, or built by an engine once and pushed.
 
-`REGISTRY/runtimes/NAME:KEY`, where KEY is the digest of the rendered context: base, requirements, programs
+`REGISTRY/runtimes:NAME-KEY`, where KEY is the digest of the rendered context: base, requirements, programs
 and settings. All models of a runtime share it; a change of any of these is another image.
 """
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 _TAG_DIGITS = 32  # of the key's 64
 
 
-def runtime_tag(context: Context) -> str:
+def runtime_tag(name: str, context: Context) -> str:
     """Return the tag of a runtime's image."""
-    return context.digest.removeprefix("sha256:")[:_TAG_DIGITS]
+    return f"{name}-{context.digest.removeprefix('sha256:')[:_TAG_DIGITS]}"
 
 
-def find_runtime(repository: RegistryRepository, context: Context) -> RuntimeImage | None:
+def find_runtime(repository: RegistryRepository, name: str, context: Context) -> RuntimeImage | None:
     """Return the runtime's image, None where the registry has none made of this context."""
-    manifest = repository.manifest(runtime_tag(context))
+    manifest = repository.manifest(runtime_tag(name, context))
     if manifest is None:
         return None
     return read_runtime(manifest, read_document(repository, manifest.config))
@@ -97,10 +97,11 @@ def build_runtime(
     }
     manifest = runtime_manifest(found, config, hides, annotations)
     repository.put(config, "application/octet-stream")
-    repository.put_manifest(runtime_tag(context), manifest)
+    tag = runtime_tag(plan.runtime.name, context)
+    repository.put_manifest(tag, manifest)
     output.event(
         "runtime_pushed",
-        f"{repository.name}:{runtime_tag(context)} is {manifest.digest}",
+        f"{repository.name}:{tag} is {manifest.digest}",
         runtime=plan.runtime.name,
         digest=manifest.digest,
     )

@@ -95,21 +95,28 @@ def _built_image(engine: Engine, plan: BuildPlan, context: Context) -> LocalImag
 
 
 def build_secrets(args: argparse.Namespace) -> dict[str, Secret]:
-    """Collect the secrets of a build by their mount id. Raises UsageError for a file that cannot be read."""
-    from modelbake.credentials import Secret, hub_token
+    """Collect the secrets of a build by their mount id.
+
+    Raises UsageError for a file that cannot be read, and for a CA bundle that holds no certificates.
+    """
+    from modelbake.credentials import HUB_TOKEN, Secret, hub_token
+    from modelbake.trust import check_authorities
 
     secrets: dict[str, Secret] = {}
     if token := hub_token():
-        secrets["hf_token"] = token
+        secrets[HUB_TOKEN] = token
     if url := os.environ.get("MODELBAKE_INDEX_URL"):
         secrets["index_url"] = Secret(url)
     for name, given in (("ca_bundle", args.ca_bundle), ("pip_config", args.pip_config)):
         variable = f"MODELBAKE_{name.upper()}"
         if not (path := given or os.environ.get(variable)):
             continue
+        option = f"--{name.replace('_', '-')}" if given else variable
         try:
-            secrets[name] = Secret(Path(path).read_bytes())
+            content = Path(path).read_bytes()
         except OSError as error:
-            option = f"--{name.replace('_', '-')}" if given else variable
             raise UsageError(f"cannot read {path} ({error.strerror})", subject=option) from error
+        if name == "ca_bundle":
+            check_authorities(content, f"{option}={path}")
+        secrets[name] = Secret(content)
     return secrets

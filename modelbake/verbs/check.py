@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from modelbake.errors import ConfigError
+from modelbake.errors import UsageError
 from modelbake.output import Output
 from modelbake.workspace import Workspace
 
@@ -27,7 +27,11 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         try:
             args.schema.write_text(schema_text(), encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"cannot write ({error.strerror})", subject=str(args.schema)) from error
+            raise UsageError(
+                f"cannot write ({error.strerror})",
+                subject=f"--schema={args.schema}",
+                hint="name a file in a folder that is there, and that you may write to",
+            ) from error
     if args.json:
         output.result_json(
             {

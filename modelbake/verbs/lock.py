@@ -1,7 +1,8 @@
 """Resolve models to facts: the commit, and the path, size and sha256 of every file. Writes models.lock.
 
 With --check nothing is written: every difference between models.yaml, models.lock and upstream is listed,
-and any makes the exit code non-zero.
+and any makes the exit code non-zero. Upstream is asked what each revision names now, and which files the
+locked commit holds.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _lock(
         )
 
     lock = _replaceable(workspace, {spec.name for spec in specs}, everything=everything)
-    resolved = resolve_all(specs, lock, token, done=say)
+    resolved = resolve_all(specs, lock, token, done=say, audit=output.audit)
     configured = set(workspace.config.models) if everything else None
     with exclusively(workspace.lock_path):
         # Read again: another `lock` may have written its models meanwhile.
@@ -96,8 +97,8 @@ def _check(
     everything: bool,
     offline: bool,
 ) -> None:
-    from modelbake.lock import config_drift, upstream_drift
-    from modelbake.sources import head_all
+    from modelbake.lock import comparable, config_drift, upstream_drift
+    from modelbake.sources import compare_all
 
     names = {spec.name for spec in specs}
     lock = workspace.lock
@@ -105,12 +106,13 @@ def _check(
     for drift in drifts:
         output.result(str(drift))
     if not offline:
-        # A model that has to be locked anew anyway has nothing to compare upstream with.
-        settled = [spec for spec in specs if spec.name not in {drift.model for drift in drifts}]
-        moved = upstream_drift(lock, head_all(settled, token))
-        for drift in moved:
+        compared = compare_all([spec for spec in specs if comparable(spec, lock)], lock, token)
+        upstream = upstream_drift(lock, compared.heads, compared.edits)
+        for drift in upstream:
             output.result(str(drift))
-        drifts += moved
+        drifts += upstream
+        if compared.error:
+            raise compared.error  # only now: one model that cannot be asked hides no drift of the others
     if drifts:
         raise LockDrift(
             f"{len(drifts)} difference{'s' if len(drifts) > 1 else ''}",

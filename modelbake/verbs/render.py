@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from modelbake.output import Output
@@ -27,9 +28,11 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print the path of the rendered Dockerfile."""
     (spec,) = workspace.config.select([args.name], all=False)
     workspace.context(workspace.plan(spec)).write(args.output)
-    output.event(
-        "rendered",
-        f"build it by hand: docker build --secret id=sources,src={args.output}/sources.json"
-        f" --secret id=hf_token,env=HF_TOKEN {args.output}",
-    )
+    command = [
+        *("docker", "build"),
+        *("--secret", f"id=sources,src={args.output}/sources.json"),
+        *("--secret", "id=hf_token,env=HF_TOKEN"),
+        str(args.output),
+    ]
+    output.event("rendered", f"build it by hand: {shlex.join(command)}")
     output.result(str(args.output / "Dockerfile"))

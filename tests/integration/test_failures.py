@@ -3,6 +3,7 @@ tag is left at the registry."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -82,13 +84,28 @@ def test_wrong_bytes(locked: World, kind: Kind, expected: type[errors.ModelbakeE
     assert locked.version_tags() == ["1.0.0"], "control: without the fault the same goes through"
 
 
-def test_a_lock_edited_by_hand(locked: World) -> None:
-    path = locked.folder / "models.lock"
+def _edit_lock(world: World, *, with_digest: bool = True, **changes: Any) -> None:
+    """Change the facts of the weights in models.lock, as somebody does by hand."""
+    path = world.folder / "models.lock"
     lock = json.loads(path.read_text())
-    weights = next(f for f in lock["models"]["tiny"]["files"] if f["path"] == "model.safetensors")
-    weights["sha256"] = "0" * 64
+    tiny = lock["models"]["tiny"]
+    next(file for file in tiny["files"] if file["path"] == "model.safetensors").update(changes)
+    if with_digest:
+        lines = "".join(f"{file['sha256']} {file['size']} {file['path']}\n" for file in tiny["files"])
+        tiny["digest"] = f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
     path.write_text(json.dumps(lock, indent=2, sort_keys=True) + "\n")
-    _failed(locked.build_py("build", "tiny"), errors.WrongBytes, "model.safetensors")
+
+
+def test_a_lock_edited_by_hand(locked: World) -> None:
+    _edit_lock(locked, with_digest=False, sha256="0" * 64)
+    for verb in ("build", "smoke", "push"):
+        _failed(locked.build_py(verb, "tiny"), errors.LockError, "models.tiny.digest", "build.py lock tiny")
+    # Who corrects the digest, too, gets no further: the bytes are compared where they arrive.
+    _edit_lock(locked, sha256="0" * 64)
+    _failed(locked.build_py("build", "tiny"), errors.WrongBytes, "model.safetensors", "lock --check")
+    checked = locked.build_py("lock", "--check")
+    assert checked.code == errors.LockDrift.exit_code
+    assert re.match(r"tiny: edited: .*: model\.safetensors has sha256 ", checked.out), checked.out
 
 
 def test_the_hub_is_down(locked: World) -> None:
@@ -317,10 +334,7 @@ def test_doctor_finds_what_is_wrong(locked: World) -> None:
 def test_a_disk_that_is_too_small_for_the_model(locked: World, engine: Engine) -> None:
     if engine.disk_free() is None:
         pytest.skip("the engine is on another machine: its disk cannot be seen from here")
-    path = locked.folder / "models.lock"
-    lock = json.loads(path.read_text())
-    lock["models"]["tiny"]["files"][0]["size"] = 10**15
-    path.write_text(json.dumps(lock, indent=2, sort_keys=True) + "\n")
+    _edit_lock(locked, size=10**15)
     locked.hub.reset_log()
     _failed(locked.build_py("build", "tiny"), errors.DiskFull, "GB free", "2000000.0 GB", "docker system df")
     assert locked.hub.requests() == [], "noticed before anything is fetched"

@@ -63,11 +63,8 @@ def test_check_prints_what_is_declared(folder: Path) -> None:
         (["check", "--images", "x" * 300], errors.ConfigError.exit_code, ["File name too long"]),
         (["check", "--log-form", "json"], 2, ["--log-form"]),
         (["check", "--images", "absent"], errors.ConfigError.exit_code, ["absent", "--images"]),
-        (
-            ["check", "--schema", "absent/x.json"],
-            errors.ConfigError.exit_code,
-            ["absent/x.json", "cannot write"],
-        ),
+        (["check", "--schema", "absent/x.json"], 2, ["absent/x.json", "cannot write"]),
+        (["check", "--schema", "/nope/x"], 2, ["--schema=/nope/x", "cannot write", "hint"]),
         (["render", "minilm", "--output", "c"], errors.LockMissing.exit_code, ["build.py lock minilm"]),
         (["build", "minilm"], errors.LockMissing.exit_code, ["build.py lock minilm"]),
         (["lock", "--check", "--offline"], errors.LockDrift.exit_code, ["1 difference"]),
@@ -98,6 +95,17 @@ def test_an_error_is_one_json_object_where_asked_for(folder: Path) -> None:
     assert record["kind"] == "LockMissing"
     assert record["exit_code"] == done.returncode == 12
     assert record["hint"]
+
+
+def test_global_options_may_stand_on_either_side_of_the_verb(folder: Path) -> None:
+    (folder / "models.yaml").rename(folder / "team.yaml")
+    before = _run(folder, "--log-format", "json", "--file", "team.yaml", "build", "minilm")
+    after = _run(folder, "build", "minilm", "--log-format", "json", "--file", "team.yaml")
+    assert before.returncode == after.returncode == errors.LockMissing.exit_code
+    assert json.loads(before.stderr)["kind"] == json.loads(after.stderr)["kind"] == "LockMissing"
+    both = _run(folder, "--file", "absent.yaml", "check", "--file", "team.yaml")
+    assert both.returncode == 0, "what is said last counts"
+    assert "absent" in _run(folder, "--images", "absent", "check", "--file", "team.yaml").stderr
 
 
 def test_a_usage_error_is_json_too(folder: Path) -> None:

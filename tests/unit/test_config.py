@@ -40,6 +40,8 @@ HUB_EXPECTED = "expected the URL of a hub such as https://huggingface.co"
 REVISION_EXPECTED = "expected a branch, tag or commit of the repository"
 PATTERN_EXPECTED = "expected a relative file name pattern such as *.safetensors"
 LINE_EXPECTED = "expected text on one line, without control characters"
+TOKEN = "hf_" + "c4n4ryC4N4RY" * 2
+TOKEN_IN_A_CHECK = "this looks like a token, and everyone who reads this file or a report could read it"
 SECRET = "this looks like a token or a password, and everyone who pulls the image could read it"
 SECRET_NAME = (
     "this names a secret, and everyone who pulls the image could read it;"
@@ -223,6 +225,15 @@ WRONG_VALUES = [
         "1:30",
         'version: 1:30 is a base-60 number for some YAML readers and not for others; write "1:30" in quotes',
     ),
+    # Advice that would be refused in turn is none: with quotes it is a text, but no version.
+    ("version", "2024-01-01", f'version: {VERSION_EXPECTED}, got "2024-01-01"; write "2024.1.1" in quotes'),
+    ("version", '"2024-1-31"', f'version: {VERSION_EXPECTED}, got "2024-1-31"; write "2024.1.31" in quotes'),
+    (
+        "revision",
+        "2024-01-01",
+        "revision: 2024-01-01 is a date for some YAML readers and not for others;"
+        ' write "2024-01-01" in quotes',
+    ),
     ("source", "a/b", f'source: {SOURCE_EXPECTED}, got "a/b"; did you mean "hf://a/b"?'),
     (
         "source",
@@ -403,6 +414,10 @@ WRONG_CHECKS = [
     ("{name: x}", "checks[0]: expected either 'get' or 'post', with a path"),
     ("{get: /a, post: /a}", "checks[0]: expected either 'get' or 'post', with a path"),
     ("{get: /a, body: {}}", "checks[0]: a 'get' has no 'body'; did you mean 'post'?"),
+    (f"{{post: /a, body: {{x: [{{y: {TOKEN}}}]}}}}", f"checks[0].body: {TOKEN_IN_A_CHECK}"),
+    (f'{{post: /a, body: {{"{TOKEN}": 1}}}}', f"checks[0].body: {TOKEN_IN_A_CHECK}"),
+    (f'{{post: /a, body: "say {TOKEN} please"}}', f"checks[0].body: {TOKEN_IN_A_CHECK}"),
+    (f"{{get: /a, expect: {{b: {TOKEN}}}}}", f"checks[0].expect: {TOKEN_IN_A_CHECK}"),
     ("{pots: /a}", "checks[0].pots: unknown key; did you mean 'post'?"),
     ("{get: /a, status: 99}", "checks[0].status: expected an HTTP status from 100 to 599, got the number 99"),
     ('{get: /a, status: "200"}', 'checks[0].status: expected an HTTP status from 100 to 599, got "200"'),

@@ -17,6 +17,7 @@ from modelbake.lock import (
     Lock,
     LockedFile,
     LockedModel,
+    comparable,
     config_drift,
     decode_lock,
     encode_lock,
@@ -78,6 +79,7 @@ class TestFile:
                         {"path": "config.json", "size": 2, "sha256": SHA},
                         {"path": "model.safetensors", "size": 10, "sha256": SHA},
                     ],
+                    "digest": make_locked().digest,
                 }
             },
         }
@@ -200,6 +202,11 @@ class TestReader:
             (["files", 0, "path"], "\ud800", "control or invisible"),
             (["files", 0, "mode"], "0777", "models.minilm.files[0]: has unknown mode"),
             (["version"], "1", "models.minilm: has unknown version"),
+            (["digest"], None, "models.minilm.digest: is not that of the files"),
+            (["digest"], f"sha256:{SHA}", "models.minilm.digest: is not that of the files"),
+            (["files", 0, "size"], 3, "models.minilm.digest"),
+            (["files", 0, "sha256"], "cd" * 32, "models.minilm.digest"),
+            (["files", 0, "path"], "config.jsn", "models.minilm.digest"),
         ],
     )
     def test_a_wrong_value_is_named_with_its_remedy(self, keys: list[Any], value: Any, message: str) -> None:
@@ -218,6 +225,20 @@ class TestReader:
         raw = document()
         del raw["models"]["minilm"]["files"][0]["size"]
         with pytest.raises(LockError, match=r"models\.minilm\.files\[0\]: lacks size"):
+            decode_lock(json.dumps(raw).encode())
+
+    def test_a_merge_that_lost_a_file_is_noticed(self) -> None:
+        raw = document()
+        del raw["models"]["minilm"]["files"][1]
+        with pytest.raises(LockError, match=r"minilm\.digest: .*lost, added or changed") as raised:
+            decode_lock(json.dumps(raw).encode())
+        assert "`build.py lock minilm`" in raised.value.hint
+        assert decode_lock(json.dumps(raw).encode(), replacing={"minilm"}) == Lock(), "the remedy works"
+
+    def test_a_lock_without_digests_is_refused(self) -> None:
+        raw = document()
+        del raw["models"]["minilm"]["digest"]
+        with pytest.raises(LockError, match=r"models\.minilm: lacks digest"):
             decode_lock(json.dumps(raw).encode())
 
     def test_a_credential_is_not_repeated(self) -> None:
@@ -348,6 +369,25 @@ class TestDrift:
         (drift,) = upstream_drift(lock, {"minilm": "f" * 40})
         assert (drift.model, drift.kind) == ("minilm", "moved")
         assert drift.detail == f"main was {COMMIT}, is {'f' * 40}"
+
+    def test_edited(self) -> None:
+        lock = make_lock(make_locked(make_spec("a")), make_locked(make_spec("b")))
+        assert upstream_drift(lock, {}, {"a": [], "other": ["x"]}) == []
+        drifts = upstream_drift(lock, {"a": "f" * 40}, {"a": ["x is gone", "y is new"], "b": ["z"]})
+        assert [str(drift) for drift in drifts] == [
+            f"a: edited: at the locked commit {COMMIT}: x is gone; y is new",
+            f"a: moved: main was {COMMIT}, is {'f' * 40}",
+            f"b: edited: at the locked commit {COMMIT}: z",
+        ]
+        (many,) = upstream_drift(lock, {}, {"a": [f"file{number}" for number in range(23)]})
+        assert many.detail.endswith("file19; and 3 more")
+
+    def test_what_upstream_can_be_asked_about(self) -> None:
+        lock = make_lock()
+        assert comparable(make_spec(), lock)
+        assert comparable(make_spec(include=["*.json"], version="2.0.0"), lock)
+        for changes in ({"source": "hf://a/b"}, {"hub": "http://x"}, {"revision": "v2"}, {"name": "new"}):
+            assert not comparable(make_spec(**changes), lock)
 
     def test_a_build_needs_a_lock_of_this_models_yaml(self) -> None:
         with pytest.raises(LockMissing) as missing:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 import json
+import posixpath
 import re
 import subprocess
 from pathlib import Path
@@ -12,26 +13,33 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WEIGHTS = [
-    "bin", "ckpt", "data-00000-of-00001", "dduf", "engine", "ggml", "gguf", "h5", "hdf5", "joblib", "keras",
-    "llamafile", "mar", "mlmodel", "model", "msgpack", "nemo", "npy", "npz", "onnx", "onnx.data",
-    "onnx_data", "ot", "params", "part", "pb", "pdparams", "pickle", "pkl", "plan", "pt", "pte", "pth",
-    "safetensors", "t7", "tflite", "trt",
+    "bin", "caffemodel", "ckpt", "data-00000-of-00001", "dduf", "engine", "ggml", "gguf", "h5", "hdf5",
+    "joblib", "keras", "llamafile", "mar", "mlmodel", "model", "msgpack", "nemo", "npy", "npz", "onnx",
+    "onnx.data", "onnx_data", "ot", "params", "part", "pb", "pdiparams", "pdmodel", "pdparams", "pickle",
+    "pkl", "plan", "pt", "pte", "pth", "ptl", "rknn", "safetensors", "t7", "tflite", "torchscript", "trt",
+    "weights", "7z", "tar", "tar.bz2", "tar.gz", "tar.xz", "tar.zst", "tgz", "zip",
 ]  # fmt: skip
 SECRETS = [
     ".env", ".env.local", "sub/.env.production", "prod.env", ".envrc", "secret.pem", "tls.key", "hub.token",
     "hf_token", ".hf_token", ".netrc", ".git-credentials", ".pypirc", "id_rsa", "id_ed25519", "htpasswd",
-    "pip.conf", ".docker/config.json", ".aws/credentials", ".huggingface/token",
+    "pip.conf", ".pip/pip.conf", ".docker/config.json", ".aws/credentials", ".azure/x", ".huggingface/token",
+    "tls.crt", "client.p12",
 ]  # fmt: skip
 CACHES = [
-    ".venv/bin/python", "venv/x", "env/x", ".tox/x", ".nox/x", "__pycache__/x.pyc", "x.pyc", ".cache/x",
-    ".mypy_cache/x", ".pytest_cache/x", ".ruff_cache/x", "build/x", "dist/x.whl", "x.egg-info/PKG-INFO",
-    "wandb/x", "mlruns/x", "reports/minilm/1.0.0.json", "context/Dockerfile", ".demo/models.yaml",
-    "core.123", "x.log",
+    ".venv/bin/python", "venv/x", ".tox/x", ".nox/x", "__pycache__/x.pyc", "x.pyc", ".cache/x",
+    ".mypy_cache/x", ".pytest_cache/x", ".ruff_cache/x", "dist/x.whl", "x.egg-info/PKG-INFO",
+    "wandb/x", "mlruns/x", "core.123", "x.log", "x.mlpackage/weights",
 ]  # fmt: skip
 NEVER = [*(f"deep/folder/weights.{suffix}" for suffix in WEIGHTS), *SECRETS, *CACHES]
+# Ignored in the top folder alone: below images/ these are names that a runtime may have.
+NEVER_AT_THE_TOP = [
+    "build/x", "env/x", "core", "weights/x", "checkpoints/x", "reports/minilm/1.0.0.json",
+    "context/Dockerfile", ".demo/models.yaml",
+]  # fmt: skip
+RUNTIMES = [f"images/{name}/server.py" for name in ("build", "core", "env", "embeddings", "reports")]
 KEPT = [
-    "models.yaml", "models.lock", ".env.example", "images/embeddings/server.py", "build.py",
-    "templates/Dockerfile.j2", "modelbake/report.py", "images/embeddings/requirements.cpu.txt",
+    "models.yaml", "models.lock", ".env.example", "build.py", "templates/Dockerfile.j2",
+    "modelbake/report.py", "images/embeddings/requirements.cpu.txt", "images/embeddings/core.py", *RUNTIMES,
 ]  # fmt: skip
 
 
@@ -46,6 +54,9 @@ def _ignored(paths: list[str]) -> set[str]:
 
 def test_git_ignores_weights_secrets_and_caches() -> None:
     assert set(NEVER) - _ignored(NEVER) == set()
+    assert set(NEVER_AT_THE_TOP) - _ignored(NEVER_AT_THE_TOP) == set()
+    deep = [f"images/embeddings/{path}" for path in NEVER]
+    assert set(deep) - _ignored(deep) == set()
 
 
 def test_git_keeps_what_belongs_in_the_repository() -> None:
@@ -70,29 +81,56 @@ def _example(pattern: str) -> str:
 
 
 def test_docker_build_by_hand_sends_nothing_private() -> None:
-    """`.dockerignore` excludes all, then names what may travel; weights and env files stay out even there."""
+    """`.dockerignore` excludes all, then names what may travel; what git ignores stays out even there."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert lines[0] == "**"
-    for path in NEVER:
+    for path in [*NEVER, *NEVER_AT_THE_TOP]:
         assert not _sent(path, lines), path
-        suffix = path.rsplit("/", 1)[-1]
-        if suffix.startswith(".env") or suffix.rpartition(".")[2] in WEIGHTS:
-            assert not _sent(f"images/embeddings/{suffix}", lines), suffix
-    assert _sent("images/embeddings/server.py", lines), "control: something does travel"
+    for path in NEVER:
+        assert not _sent(f"images/embeddings/{path}", lines), path
+        assert not _sent(f"images/{path}", lines), path
+        assert not _sent(f"templates/{path}", lines), path
+    for path in [*RUNTIMES, "templates/Dockerfile.j2", "images/embeddings/core.py"]:
+        assert _sent(path, lines), f"control: {path} does travel"
+    assert _sent("images/embeddings/weights.bin", [line for line in lines if line != "**/*.bin"]), "control"
+
+
+def test_dockerignore_names_all_that_gitignore_ignores_in_every_folder() -> None:
+    patterns = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line[:1] not in "#!/"]
+    assert len(patterns) > 60
+    docker = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {f"**/{pattern.rstrip('/')}" for pattern in patterns} - set(docker) == set()
 
 
 def _sent(path: str, lines: list[str]) -> bool:
-    """Apply `.dockerignore`: the last line that matches the path, or a folder above it, decides."""
+    """Apply `.dockerignore`: the last line that matches the path, or a folder above it, decides.
+
+    As MatchesOrParentMatches of https://github.com/moby/patternmatcher does.
+    """
     ignored = False
     parents = ["/".join(path.split("/")[: n + 1]) for n in range(path.count("/") + 1)]
     for line in lines:
-        pattern = line.removeprefix("!").removeprefix("**/")
-        deep = line.removeprefix("!").startswith("**/")
-        for candidate in parents:
-            name = candidate.rsplit("/", 1)[-1] if deep else candidate
-            if pattern == "**" or fnmatch.fnmatchcase(name, pattern.replace("**", "*")):
-                ignored = not line.startswith("!")
+        pattern = posixpath.normpath(line.removeprefix("!").strip()).lstrip("/")
+        if any(_docker_regex(pattern).fullmatch(parent) for parent in parents):
+            ignored = not line.startswith("!")
     return not ignored
+
+
+@functools.cache
+def _docker_regex(pattern: str) -> re.Pattern[str]:
+    """Return a pattern of `.dockerignore` as the regular expression that patternmatcher makes of it."""
+    made, at = "", 0
+    while at < len(pattern):
+        if pattern.startswith("**", at):
+            at += 3 if pattern.startswith("**/", at) else 2
+            made += ".*" if at >= len(pattern) else "(.*/)?"
+            continue
+        character = pattern[at]
+        made += {"*": "[^/]*", "?": "[^/]"}.get(character) or (
+            f"\\{character}" if character in ".+()|{}$" else character
+        )
+        at += 1
+    return re.compile(made)
 
 
 def test_no_tracked_file_is_large_or_weights() -> None:

@@ -28,6 +28,7 @@ from modelbake.probing import PROBE, Driver, Probed, Repeat, Response, ask, show
 from modelbake.smoke import exercise, wants_gpu
 from modelbake.verdict import (
     Run,
+    counted,
     failure_message,
     judge_check,
     judge_device,
@@ -80,6 +81,10 @@ class Handler(BaseHTTPRequestHandler):
         order = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if mode == "dies":
             print("about to die", flush=True); os._exit(9)
+        if mode == "hangs" and count > 1 or mode == "silent":
+            time.sleep(600)
+        if mode == "slow":
+            time.sleep(0.3)
         if mode == "flaky" and count % 2 == 0:
             return self.reply(500, b"{}")
         self.reply(200, json.dumps({"echo": order["input"], "n": 3}).encode())
@@ -231,6 +236,49 @@ def test_without_checks_there_is_nothing_to_measure(tmp_path: Path) -> None:
     assert report["passed"] is True
     assert report["latency_seconds"] is None
     assert report["load_seconds"] == 0.75
+
+
+def test_without_checks_it_is_said_that_nothing_was_asked(tmp_path: Path) -> None:
+    with serving(tmp_path, "good") as container:
+        log = carry_out(container, spec(), Run())
+        assert "warning: models.yaml declares no checks" in log and "/health is all that was asked" in log
+        assert "declares no checks" not in carry_out(container, spec(echo()), Run()), "control"
+
+
+def test_a_server_that_hangs_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelbake.smoke._ANSWER_SECONDS", 1.0)
+    run = Run()
+    began = time.monotonic()
+    with serving(tmp_path, "hangs") as container:
+        log = carry_out(container, spec(echo(), requests=100), run)
+    assert time.monotonic() - began < 15
+    assert [check.report.name for check in run.failed] == ["repeat"]
+    assert run.failed[0].problems == ("good answers: expected 100, got 0",)
+    assert log.index("echo: is asked 100 times more, for 600 s at most") < log.index("repeat: good answers")
+
+
+def test_a_server_that_answers_nothing_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelbake.smoke._ANSWER_SECONDS", 1.0)
+    run = Run()
+    with serving(tmp_path, "silent") as container:
+        log = carry_out(container, spec(echo(), requests=100), run)
+    assert [check.report.name for check in run.checks] == ["ready", "echo"]
+    assert run.failed and "times more" not in log
+    assert report_of(run)["load_seconds"] == 0.75, "what it says of itself is recorded all the same"
+
+
+def test_measuring_a_slow_server_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelbake.smoke._MEASURING_SECONDS", 1.0)
+    run = Run()
+    with serving(tmp_path, "slow") as container:
+        log = carry_out(container, spec(echo(), requests=100), run)
+    report = report_of(run)
+    assert report["passed"] is True, "slow is not wrong"
+    answered = report["checks"][-1]["actual"]["answered"]
+    assert 1 <= answered <= 4 and report["latency_seconds"]["p50"] >= 0.3
+    assert f"warning: repeat: {answered} of 100 requests took" in log
 
 
 def test_only_what_is_meant_to_succeed_is_repeated(tmp_path: Path) -> None:
@@ -420,3 +468,9 @@ def test_a_response_without_an_answer_fails_its_check() -> None:
         "good answers: expected 3, got 0",
     )
     json.dumps(verdict.report.model_dump(mode="json"))
+
+
+def test_one_check_is_not_many() -> None:
+    assert (counted(1), counted(2), counted(0)) == ("1 check", "2 checks", "0 checks")
+    failed = judged("ready", 200, None, 1.0, ("it ended",))
+    assert failure_message(Run([failed])).splitlines() == ["1 of 1 check failed", "  ready: it ended"]

@@ -38,12 +38,14 @@ from modelbake.errors import (
     UsageError,
     WrongBytes,
 )
-from modelbake.lock import Lock, LockedModel, decode_lock, encode_lock
-from modelbake.sources import head_all, resolve_all, source_for
+from modelbake.lock import Lock, LockedFile, LockedModel, decode_lock, encode_lock
+from modelbake.sources import compare_all, resolve_all, source_for
 from modelbake.sources.hub import HubSource
 from modelbake.sources.hub_client import Patience
 from modelbake.sources.hub_errors import Place, translate
+from modelbake.sources.hub_read import HubReader
 from tests.servers.hub import Fault, Hub, Repo
+from tests.servers.hub_certificate import make_certificate
 
 CANARY = "hf_canaryCANARYcanaryCANARYcanary0123"
 POOR = "hf_poorPOORpoorPOORpoorPOORpoor012345"  # known to the hub, but it may read nothing
@@ -177,6 +179,69 @@ class TestResolve:
         hub.reset_log()
         assert source.head(make_spec(hub.url, revision="f" * 40)) == "f" * 40
         assert hub.requests() == []
+
+    def test_a_hub_that_hands_out_no_files_is_not_reached(self, hub: Hub, repo: Repo) -> None:
+        source = HubSource(Secret(CANARY), patience=QUICK)
+        source.reach(make_spec(hub.url, include=["*.safetensors"]))
+        (asked,) = hub.requests_for("*.safetensors")
+        assert (asked.method, asked.host) == ("HEAD", "hub")
+        repo.set_private(False)
+        repo.set_gated("manual")
+        poor = HubSource(Secret(POOR), patience=QUICK)
+        assert poor.head(make_spec(hub.url)) == repo.head.id, "control: the listing is for everyone"
+        with pytest.raises(SourceGatedError):
+            poor.reach(make_spec(hub.url))
+
+    def test_every_fetched_file_is_told(self, hub: Hub, repo: Repo) -> None:
+        told: list[dict[str, Any]] = []
+        hub.faults.add(Fault("drop", "config.json", offset=3, count=1))
+        source = HubSource(Secret(CANARY), patience=QUICK, audit=lambda **facts: told.append(facts))
+        source.resolve(make_spec(hub.url, include=["*config.json", "*.safetensors"]), None)
+        assert all(0 < facts.pop("seconds") < 5 for facts in told)
+        # Weights in Git LFS are not fetched, hence not among these.
+        assert {facts["file"]: facts for facts in told} == {
+            path: {
+                "source": f"hf://{NAME}@{repo.head.id}",
+                "file": path,
+                "bytes": len(FILES[path]),
+                "attempts": 2 if path == "config.json" else 1,
+                "sha256": hashlib.sha256(FILES[path]).hexdigest(),
+            }
+            for path in ("config.json", "1_Pooling/config.json", "onnx/deep/config.json")
+        }
+
+    def test_edits_are_found_at_the_locked_commit(self, hub: Hub, repo: Repo) -> None:
+        locked = resolve(hub.url, exclude=["onnx/*"])
+        repo.commit({"config.json": b"moved on", "new.json": b"{}"})
+        source = HubSource(Secret(CANARY), patience=QUICK)
+        hub.reset_log()
+        assert source.edits(locked) == []
+        assert not [record for record in hub.requests() if record.file], "a listing is enough"
+
+        files = {file.path: file for file in locked.files}
+        weights = files.pop("model.safetensors")
+        assert source.edits(replace(locked, files=tuple(files.values()))) == [
+            "model.safetensors is upstream and not in the lock"
+        ]
+        edited = (
+            replace(weights, sha256="00" * 32),
+            replace(files["config.json"], size=9),
+            LockedFile("more.bin", 1, "00" * 32),
+        )
+        texts = source.edits(replace(locked, files=edited, include=("*.bin", "config.json", "*.safetensors")))
+        assert texts == [
+            "config.json has 8 bytes upstream, 9 in the lock",
+            f"model.safetensors has sha256 {weights.sha256} upstream, {'00' * 32} in the lock",
+            "more.bin is in the lock and not upstream",
+        ]
+        assert source.edits(replace(locked, include=("*.bin",), files=edited[2:])) == [
+            "more.bin is in the lock and not upstream"
+        ]
+
+    def test_a_locked_commit_that_is_gone_is_named(self, hub: Hub) -> None:
+        locked = replace(resolve(hub.url), commit="f" * 40)
+        with pytest.raises(RevisionNotFound, match=f"commit '{'f' * 40}'"):
+            HubSource(Secret(CANARY), patience=QUICK).edits(locked)
 
     def test_other_bytes_at_the_locked_commit_are_refused(self, hub: Hub) -> None:
         locked = resolve(hub.url)
@@ -383,6 +448,28 @@ class TestTrouble:
         url = hub.url.replace("http://", "https://")
         text = refused(url, SourceUnavailable)
         assert "certificate is not trusted, or it speaks no TLS" in text and "SSL_CERT_FILE" in text
+        assert "MODELBAKE_CA_BUNDLE" in text
+
+    def test_an_authority_of_ones_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For the hub's API, for small files, and for the bytes that the stream lane reads."""
+        made = make_certificate(tmp_path / "tls")
+        Repo.create(tmp_path / "hub", NAME, FILES)
+        with Hub(tmp_path / "hub", tokens={CANARY: None}, cert=made.cert, key=made.key) as hub:
+            huggingface_hub.close_session()
+            refused(hub.url, SourceUnavailable)
+            huggingface_hub.close_session()
+            monkeypatch.setenv("MODELBAKE_CA_BUNDLE", str(made.authority))
+            locked = resolve(hub.url)
+            reader = HubReader(locked, Secret(CANARY), patience=QUICK)
+            weights = next(file for file in locked.files if file.path == "model.safetensors")
+            assert b"".join(reader.read(weights)) == WEIGHTS
+            huggingface_hub.close_session()
+
+    def test_a_ca_bundle_that_is_none(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        huggingface_hub.close_session()
+        monkeypatch.setenv("MODELBAKE_CA_BUNDLE", __file__)
+        with pytest.raises(UsageError, match="cannot be read as certificates"):
+            resolve(hub.url)
 
     @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "HTTP_PROXY"])
     def test_network_settings_that_cannot_be_used(
@@ -500,8 +587,12 @@ class TestMany:
         assert time.monotonic() - started < 2
         assert [model.name for model in locked] == [spec.name for spec in specs]
         assert sorted(done) == sorted(spec.name for spec in specs)
-        heads = head_all(specs, Secret(CANARY))
-        assert heads == {model.name: model.commit for model in locked}
+        lock = Lock({model.name: model for model in locked})
+        started = time.monotonic()
+        compared = compare_all(specs, lock, Secret(CANARY))
+        assert time.monotonic() - started < 2
+        assert compared.heads == {model.name: model.commit for model in locked}
+        assert (compared.edits, compared.error) == ({model.name: [] for model in locked}, None)
 
     def test_every_failure_is_reported(self, hub: Hub) -> None:
         specs = [
@@ -509,17 +600,19 @@ class TestMany:
             make_spec(hub.url, name="gone", source="hf://team/gone"),
             make_spec(hub.url, name="old", revision="v0"),
         ]
-        for ask in (
-            lambda: resolve_all(specs, Lock(), Secret(CANARY)),
-            lambda: head_all(specs, Secret(CANARY)),
-        ):
-            with pytest.raises(SourceError) as raised:
-                ask()
-            text = str(raised.value)
-            assert type(raised.value) is SourceError and "2 of 3 models" in text
+        with pytest.raises(SourceError) as raised:
+            resolve_all(specs, Lock(), Secret(CANARY))
+        good = resolve(hub.url)
+        lock = Lock({spec.name: LockedModel.of(spec, good.commit, good.files) for spec in specs})
+        compared = compare_all(specs, lock, Secret(CANARY))
+        for error in (raised.value, compared.error):
+            text = str(error)
+            assert type(error) is SourceError and "2 of 3 models" in text
             assert (
                 "gone: hf://team/gone@main" in text and f"old: hf://{NAME}@v0" in text and "good" not in text
             )
+        assert compared.heads == {"good": good.commit}, "what can be known is known all the same"
+        assert compared.edits == {"good": []}
         with pytest.raises(SourceNotFound, match="2 of 2"):
             resolve_all([specs[1], specs[1]], Lock(), Secret(CANARY))
         with pytest.raises(RevisionNotFound, match="no branch, tag or commit"):

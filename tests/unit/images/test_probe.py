@@ -31,6 +31,14 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, b"x" * (5 * MIB))
         elif self.path == "/binary":
             self.answer(200, b"\xff\x00\n")
+        elif self.path == "/once":
+            self.server.asked += 1  # type: ignore[attr-defined]
+            if self.server.asked > 2:  # type: ignore[attr-defined]
+                time.sleep(5)
+            self.answer(200, b"{}")
+        elif self.path == "/late":
+            time.sleep(0.4)
+            self.answer(200, b"{}")
         elif self.path == "/slow":
             time.sleep(5)
         elif self.path == "/drip":
@@ -72,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def port() -> Iterator[int]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = 0  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     yield server.server_address[1]
@@ -128,6 +137,31 @@ def test_repeat_measures_one_request(port: int) -> None:
 def test_repeat_counts_errors(port: int) -> None:
     answer = probe(port, {"method": "GET", "path": "/no"}, repeat={"index": 0, "count": 3})
     assert (answer["repeat"]["seconds"], answer["repeat"]["errors"]) == ([], 3)
+
+
+def test_repeat_ends_with_the_first_request_that_gets_no_answer(port: int) -> None:
+    started = time.monotonic()
+    order = {"method": "GET", "path": "/once", "timeout": 1}
+    answer = probe(port, order, repeat={"index": 0, "count": 50})
+    assert answer["responses"][0]["status"] == 200
+    assert (len(answer["repeat"]["seconds"]), answer["repeat"]["errors"]) == (1, 49)
+    assert time.monotonic() - started < 5
+
+
+def test_what_got_no_answer_is_not_repeated(port: int) -> None:
+    started = time.monotonic()
+    answer = probe(port, {"method": "GET", "path": "/slow", "timeout": 1}, repeat={"index": 0, "count": 50})
+    assert answer["repeat"] == {"seconds": [], "wall": 0.0, "errors": 50}
+    assert time.monotonic() - started < 3
+
+
+def test_repeat_has_an_overall_limit(port: int) -> None:
+    started = time.monotonic()
+    order = {"method": "GET", "path": "/late"}
+    answer = probe(port, order, repeat={"index": 0, "count": 50, "seconds": 1})
+    assert 1 <= len(answer["repeat"]["seconds"]) <= 3
+    assert answer["repeat"]["errors"] == 0, "what was not sent is no error"
+    assert time.monotonic() - started < 10
 
 
 def test_a_large_answer_is_cut(port: int) -> None:
@@ -189,6 +223,12 @@ def test_the_order_from_the_environment(port: int) -> None:
         ('{"port": 8000, "requests": [{"path": "/ HTTP/1.1"}]}', "requests[0].path"),
         ('{"port": 8000, "requests": [{"path": "/", "timeout": 0}]}', "requests[0].timeout"),
         ('{"port": 8000, "requests": [], "repeat": {"index": 0, "count": 1}}', "repeat.index"),
+        ('{"port": 8000, "requests": [], "repeat": {"index": 0, "times": 1}}', "repeat to have"),
+        (
+            '{"port": 8000, "requests": [{"path": "/", "method": "GET"}],'
+            ' "repeat": {"index": 0, "count": 1, "seconds": 0}}',
+            "repeat.seconds",
+        ),
     ],
 )
 def test_an_order_that_makes_no_sense(order: str, words: str) -> None:

@@ -1,0 +1,151 @@
+"""`build.py lock`, `lock --check` and `render` as processes, with a hub that asserts the token."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelbake import errors
+from modelbake.lock import Lock, LockedModel, decode_lock, encode_lock
+from tests.servers.environment import ROOT
+from tests.servers.hub import Fault, Hub, Repo
+
+TOKEN = "hf_commandCOMMANDcommandCOMMAND012345"
+FILES = {"config.json": b'{"a": 1}', "a.safetensors": b"first shard", "b.safetensors": b"second shard"}
+
+
+@dataclass
+class Folder:
+    """A user's folder with two models, `one` and `two`, and the hub that they come from."""
+
+    path: Path
+    hub: Hub
+
+    def write(self, **models: dict[str, Any]) -> None:
+        """Write models.yaml; what a model does not say is that of a small one."""
+        entries = {
+            name: {"version": "1.0.0", "source": f"hf://team/{name}", "runtime": "embeddings", **keys}
+            for name, keys in models.items()
+        }
+        document = {
+            "registry": "registry.example.com/ml",
+            "defaults": {"hub": self.hub.url},
+            "models": entries,
+        }
+        (self.path / "models.yaml").write_text(json.dumps(document))
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.path), "HF_TOKEN": TOKEN}
+        command = [sys.executable, str(ROOT / "build.py"), *arguments]
+        done = subprocess.run(
+            command, cwd=self.path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def edit(self, name: str, change: Callable[[LockedModel], LockedModel]) -> None:
+        """Change a locked model as somebody does who also corrects the digest."""
+        path = self.path / "models.lock"
+        models = dict(decode_lock(path.read_bytes()).models)
+        models[name] = change(models[name])
+        path.write_bytes(encode_lock(Lock(models)))
+
+    def repo(self, name: str) -> Repo:
+        return Repo(self.hub.root, f"team/{name}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    for name in ("one", "two"):
+        Repo.create(tmp_path / "hub", f"team/{name}", FILES)
+    with Hub(tmp_path / "hub", tokens={TOKEN: None}) as hub:
+        made = Folder(tmp_path, hub)
+        made.write(one={}, two={})
+        locked = made.run("lock", "--log-format", "json")
+        assert locked.returncode == 0, locked.stderr
+        assert made.run("lock", "--check").returncode == 0, "control: nothing differs at first"
+        yield made
+
+
+def test_every_downloaded_file_leaves_an_audit_line(folder: Folder) -> None:
+    done = folder.run("lock", "one", "--log-format", "json")
+    records = [json.loads(line) for line in done.stderr.splitlines()]
+    (transfer,) = [record for record in records if record["event"] == "transfer"]
+    lock = decode_lock((folder.path / "models.lock").read_bytes()).models["one"]
+    config = next(file for file in lock.files if file.path == "config.json")
+    assert transfer["source"] == f"hf://team/one@{lock.commit}"
+    assert (transfer["file"], transfer["bytes"], transfer["sha256"]) == ("config.json", 8, config.sha256)
+    assert transfer["attempts"] == 1 and transfer["seconds"] >= 0
+
+
+def without_b(locked: LockedModel) -> LockedModel:
+    """Return a lock as a bad merge leaves it."""
+    return replace(locked, files=tuple(file for file in locked.files if file.path != "b.safetensors"))
+
+
+def test_a_lock_without_a_shard_is_drift(folder: Folder) -> None:
+    folder.edit("two", without_b)
+    done = folder.run("lock", "--check")
+    assert done.returncode == errors.LockDrift.exit_code
+    assert done.stdout.startswith("two: edited: at the locked commit ")
+    assert done.stdout.endswith(": b.safetensors is upstream and not in the lock\n")
+    assert folder.run("lock", "--check", "--offline").returncode == 0, "control: offline nothing tells"
+    assert folder.run("lock").returncode == 0
+    assert folder.run("lock", "--check").returncode == 0, "the remedy works"
+
+
+def test_without_the_digest_it_is_noticed_offline_too(folder: Folder) -> None:
+    path = folder.path / "models.lock"
+    lock = json.loads(path.read_text())
+    del lock["models"]["two"]["files"][2]
+    path.write_text(json.dumps(lock))
+    for arguments in (
+        ["lock", "--check", "--offline"],
+        ["lock", "--check"],
+        ["render", "one", "--output", "c"],
+    ):
+        done = folder.run(*arguments)
+        assert done.returncode == errors.LockError.exit_code
+        assert "models.two.digest" in done.stderr and "run `build.py lock two`" in done.stderr
+
+
+def test_one_model_that_cannot_be_asked_hides_no_drift_of_the_others(folder: Folder) -> None:
+    commit = folder.repo("two").commit({"config.json": b"{}"}).id
+    folder.hub.faults.add(Fault("status", "*/models/team/one/*", status=404))
+    done = folder.run("lock", "--check")
+    assert done.returncode == errors.SourceNotFound.exit_code
+    assert done.stdout.startswith("two: moved: main was ") and done.stdout.endswith(f"is {commit}\n")
+    assert "one: hf://team/one@main" in done.stderr
+
+
+def test_a_model_that_is_changed_and_moved_is_both(folder: Folder) -> None:
+    folder.repo("one").commit({"config.json": b"{}"})
+    folder.edit("one", without_b)
+    folder.write(one={"exclude": ["*.md"]}, two={"revision": "v2"})
+    done = folder.run("lock", "--check")
+    assert done.returncode == errors.LockDrift.exit_code
+    lines = [line.split(": ")[:2] for line in done.stdout.splitlines()]
+    # Where main is, says nothing about a model that wants v2.
+    assert lines == [["one", "changed"], ["two", "changed"], ["one", "edited"], ["one", "moved"]]
+    assert "4 differences" in done.stderr
+
+
+def test_the_printed_command_is_good_for_any_folder(folder: Folder) -> None:
+    where = "a b/it's $HOME"
+    done = folder.run("render", "one", "--output", where)
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(done.stderr.partition("build it by hand: ")[2])
+    assert words == [
+        *("docker", "build", "--secret", f"id=sources,src={where}/sources.json"),
+        *("--secret", "id=hf_token,env=HF_TOKEN", where),
+    ]
+    assert (folder.path / where / "sources.json").is_file()
