@@ -223,6 +223,7 @@ class RegistryUnavailable(RegistryError):
     """The registry cannot be reached, or keeps failing."""
 
     exit_code = 61
+    after = 0.0  # seconds that the registry asks to wait before the next try
 
 
 class RegistryAuthError(RegistryError):

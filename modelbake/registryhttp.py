@@ -242,7 +242,8 @@ class RegistryConnection:
                     subject=_place(url),
                     hint="try again later",
                 )
-                delay = max(delay, retry_after(reply))
+                failure.after = retry_after(reply)
+                delay = max(delay, failure.after)
             if attempt == attempts or delay > _LONGEST_WAIT:
                 raise failure
             self.sleep(delay)

@@ -61,6 +61,8 @@ class Upload:
             _Lost: the connection broke, or the registry is busy: ask `find_out`.
             RegistryError: it refuses.
         """
+        if self.received and size == 0:
+            return  # all of it has arrived, and registries refuse an empty range
         headers = {"Content-Type": "application/octet-stream"}
         if size is not None:
             headers["Content-Length"] = str(size)
@@ -87,8 +89,9 @@ class Upload:
         match = re.fullmatch(r"(?:bytes=)?0-(\d{1,19})", reply.headers.get("Range", ""))
         if reply.status not in (202, 204) or match is None:
             return False
-        # "0-0" means none as well as one byte; a byte sent twice would be refused, so it counts as none.
-        self.received = int(match[1]) + 1 if int(match[1]) else 0
+        if match[1] == "0":
+            return False  # none, or one byte: who knows; nothing is lost by beginning anew
+        self.received = int(match[1]) + 1
         self._location = reply.headers.get("Location", self._location)
         return True
 
@@ -110,7 +113,7 @@ class Upload:
                 patience=60 + size / _COMMIT_RATE,
             )
         except RegistryUnavailable as error:
-            raise _Lost(error.message) from error
+            raise _Lost(error.message, error.after) from error
         if reply.status == 400 and b"DIGEST_INVALID" in reply.body:
             raise ReadBackMismatch(
                 f"the registry has received other bytes than were sent as {digest}", subject=self._subject
@@ -164,7 +167,7 @@ def open_upload(registry: Registry, path: str, *, mount: str = "", source: str =
 
 def upload_flow(registry: Registry, path: str, flow: LayerFlow) -> None:
     """Upload a layer as it flows, for as long as it takes; see the module."""
-    failures, furthest = 0, 0
+    failures, furthest = 0, 0  # the most that the registry has ever said to have
     while True:
         upload = open_upload(registry, path)
         assert upload is not None
@@ -176,13 +179,20 @@ def upload_flow(registry: Registry, path: str, flow: LayerFlow) -> None:
                     _require(registry, path, flow)
                     return
                 except _Lost as lost:
-                    failures = 1 if flow.sent > furthest else failures + 1
-                    furthest = max(furthest, flow.sent)
+                    failures += 1
+                    flow.require_wanted()
                     _wait(registry, path, lost, failures)
                     if _is_there(registry, path, flow):
                         return
                     if not flow.can_continue or not upload.find_out():
                         break  # begun anew
+                    if upload.received > flow.sent:
+                        raise ReadBackMismatch(
+                            f"the registry says that it has {upload.received:,} bytes of {flow.sent:,} sent",
+                            subject=f"{registry.host}/{path}",
+                        ) from lost
+                    if upload.received > furthest:
+                        failures, furthest = 0, upload.received
         except BaseException:
             upload.cancel()
             raise
@@ -201,15 +211,16 @@ def transfer_blob(
             upload.send(pieces(), blob.size)
             upload.commit(blob.digest, blob.size)
             return
-        except _Lost as lost:
-            failures += 1
-            _wait(registry, path, lost, failures)
-            if registry.blob_size(path, blob.digest) == blob.size:
-                return
-            upload.cancel()
-        except BaseException:
-            upload.cancel()
-            raise
+        except BaseException as error:
+            try:
+                if not isinstance(error, _Lost):
+                    raise
+                failures += 1
+                _wait(registry, path, error, failures)
+                if registry.blob_size(path, blob.digest) == blob.size:
+                    return
+            finally:
+                upload.cancel()
 
 
 def _left(size: int | None, received: int) -> int | None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from modelbake.credentials import Secret
     from modelbake.locked import LockedFile, LockedModel
 
-_PIECE = 1 << 20  # bytes
+_PIECE, _SMALL_PIECE = 1 << 20, 16 << 10  # bytes
 _MOST_REDIRECTS = 5
 _SLOWEST = 64 * 1024  # bytes a second, on average; a transfer that is slower is given up
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -158,7 +158,7 @@ class HubReader:
                 raise _Broken(f"{location.host} does not answer ({type(error).__name__})") from error
             if response.status not in (301, 302, 303, 307, 308):
                 return response
-            response.release_conn()
+            response.close()
             target = urljoin(url, response.headers.get("location", ""))
             if urlsplit(target).scheme not in {"https", urlsplit(url).scheme}:
                 raise SourceError("is redirected from https to http", subject=self._place.subject)
@@ -197,7 +197,9 @@ class HubFile:
                         continue
                     skip = self._check(response, location, position)
                     etag = etag or _strong(response.headers.get("etag", ""))
-                    for piece in self._pieces(response, location, skip):
+                    # A piece that breaks off is lost: after a break they are smaller, so that some arrive.
+                    piece_size = _SMALL_PIECE if failures else _PIECE
+                    for piece in self._pieces(response, location, skip, piece_size):
                         position += len(piece)
                         if position > file.size:
                             raise self._wrong(f"more than {file.size:,} bytes")
@@ -240,9 +242,11 @@ class HubFile:
             raise self._wrong(f"{int(length) + position - skip:,} bytes")
         return skip
 
-    def _pieces(self, response: urllib3.BaseHTTPResponse, location: _Location, skip: int) -> Iterator[bytes]:
+    def _pieces(
+        self, response: urllib3.BaseHTTPResponse, location: _Location, skip: int, size: int
+    ) -> Iterator[bytes]:
         try:
-            for piece in response.stream(_PIECE, decode_content=False):
+            for piece in response.stream(size, decode_content=False):
                 if self._reader._stop.is_set():
                     raise self._stopped()
                 if skip:

@@ -71,17 +71,21 @@ class RuntimeImage:
 
 def read_runtime(manifest: Manifest, config: bytes) -> RuntimeImage:
     """Return a runtime image from its documents. Raises RegistryError where they are none of an image."""
+    annotations = manifest.document().get("annotations") or {}
     try:
+        hides = json.loads(annotations.get(HIDES_WEIGHTS, "[]"))
         document = json.loads(config)
         diff_ids = document["rootfs"]["diff_ids"]
-        well_formed = isinstance(diff_ids, list) and isinstance(document.get("config") or {}, dict)
-    except (ValueError, RecursionError, KeyError, TypeError):
-        well_formed, diff_ids = False, []
+        well_formed = (
+            isinstance(hides, list)
+            and isinstance(diff_ids, list)
+            and isinstance(document.get("config") or {}, dict)
+        )
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        well_formed, diff_ids, hides = False, [], []
     if not well_formed or len(diff_ids) != len(manifest.layers):
         raise RegistryError("the runtime's configuration is not that of an image", subject=manifest.digest)
-    annotations = manifest.document().get("annotations") or {}
-    hides = str(annotations.get(HIDES_WEIGHTS, "")).split()
-    return RuntimeImage(manifest, document, manifest.layers, tuple(hides))
+    return RuntimeImage(manifest, document, manifest.layers, tuple(map(str, hides)))
 
 
 def runtime_manifest(
@@ -100,7 +104,7 @@ def runtime_manifest(
                 subject=pushed.digest,
             )
         layers.append({"mediaType": media_type, "digest": layer.digest, "size": layer.size})
-    notes = {**annotations, **({HIDES_WEIGHTS: " ".join(hides)} if hides else {})}
+    notes = {**annotations, **({HIDES_WEIGHTS: json.dumps(list(hides))} if hides else {})}
     return image_manifest(config, layers, notes)
 
 

@@ -119,6 +119,11 @@ class LayerFlow:
         """Bytes that were read so far: at the end, the blob's size."""
         return self._sent_bytes
 
+    def require_wanted(self) -> None:
+        """Raise Stopped where this layer need not be finished any more."""
+        if self._stop.is_set():
+            raise Stopped("stopped", subject=shown(self.layer.group.files[0].path))
+
     def read(self, offset: int = 0) -> Iterator[bytes]:
         """Yield the layer from `offset` on; from 0 it begins anew.
 
@@ -174,8 +179,7 @@ class LayerFlow:
             self._since = time.monotonic() if position >= self._passed else self._since
             pieces = self._reader.read(segment.file, inner)
             for piece in pieces:
-                if self._stop.is_set():
-                    raise Stopped("stopped", subject=shown(segment.file.path))
+                self.require_wanted()
                 # The last piece of a wrong file must never be sent: hashed first, then handed on.
                 self._hash(segment, piece, position, attempts=pieces.attempts)
                 position += len(piece)

@@ -6,7 +6,7 @@ changed; the containerd store pulls what it does not have.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from modelbake.stream.assembly import Order, RuntimeImage, choose_order, model_l
 from modelbake.stream.layers import WeightLayer
 from modelbake.stream.limits import KNOWN, limits_of
 from modelbake.stream.publish import WeightsSpec
-from modelbake.stream.weights import GROUP
+from modelbake.stream.weights import GROUP, media_type_of
 
 _SEVERAL = 3  # models on one host, for the comparison
 _MEMORY = 110 << 20  # bytes: Python with what it imports, measured
@@ -73,7 +73,7 @@ def forecast(facts: Facts) -> dict[str, Any]:
             }
             for group, size in zip(weights.groups, sizes, strict=True)
         ],
-        "bundled": len(plan.locked.files) - len(weights.groups),
+        "bundled": sum(len(group.files) for group in weights.groups if len(group.files) > 1),
         "image_layers": len(sizes) + len(runtime.layers) + 1 if runtime else None,
         "download_bytes": sum(group.size for group, _ in missing),
         "upload_bytes": sum(size for _, size in missing) + len(model_layer(plan)),
@@ -116,12 +116,11 @@ def _repull(facts: Facts, order: Order, sizes: Sequence[int]) -> dict[str, Any]:
     assert facts.previous is not None and facts.runtime is not None
     version, manifest = facts.previous
     entries = manifest.document().get("layers", [])
-    before = [
-        str((entry.get("annotations") or {}).get(GROUP) or entry.get("digest"))
-        for entry in entries
-        if isinstance(entry, dict)
+    before = [_identity(entry) for entry in entries if isinstance(entry, dict)]
+    kind = media_type_of(facts.weights.compression)
+    weights = [
+        (f"{group.digest} {kind}", size) for group, size in zip(facts.weights.groups, sizes, strict=True)
     ]
-    weights = [(group.digest, size) for group, size in zip(facts.weights.groups, sizes, strict=True)]
     runtime = [(layer.digest, layer.size) for layer in facts.runtime.layers]
     model = [("model", len(model_layer(facts.plan)))]
     now = (weights + runtime if order == "weights-first" else runtime + weights) + model
@@ -133,6 +132,12 @@ def _repull(facts: Facts, order: Order, sizes: Sequence[int]) -> dict[str, Any]:
         "classic_bytes": sum(size for _, size in now[same:]),
         "containerd_bytes": sum(size for name, size in now if name not in before),
     }
+
+
+def _identity(entry: Mapping[str, Any]) -> str:
+    """Return what tells a layer from others before its digest is known: its files, else its digest."""
+    group = (entry.get("annotations") or {}).get(GROUP)
+    return f"{group} {entry.get('mediaType')}" if group else str(entry.get("digest"))
 
 
 def in_words(told: dict[str, Any], host: str) -> list[str]:

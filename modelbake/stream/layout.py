@@ -27,6 +27,7 @@ from modelbake.stream.repository import Repository, checked
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"  # how containerd, and `docker load` with its store, call an image
+_NEW = ".new-"  # how files are called until they are complete
 _MARKER = {"imageLayoutVersion": "1.0.0"}
 _PIECE = 1 << 20  # bytes
 _LARGEST_INDEX = 16 << 20  # bytes
@@ -66,6 +67,8 @@ class LayoutRepository:
                     )
                 _write(marker, json.dumps(_MARKER).encode())
             (folder / "blobs/sha256").mkdir(parents=True, exist_ok=True)
+            for unfinished in (folder / "blobs/sha256").glob(f"{_NEW}*"):
+                unfinished.unlink(missing_ok=True)  # of a run that was killed
         return cls.open(folder, index, image)
 
     @classmethod
@@ -227,7 +230,7 @@ def _translating(path: Path) -> Iterator[None]:
 @contextmanager
 def _new_file(folder: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """Yield a temporary file of a folder, which is gone afterwards unless it was renamed."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".new-")
+    handle, name = tempfile.mkstemp(dir=folder, prefix=_NEW)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file, Path(name)

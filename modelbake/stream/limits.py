@@ -43,7 +43,12 @@ class RegistryLimits:
 
 
 KNOWN = (
-    RegistryLimits("Amazon ECR", ("*.dkr.ecr.*.amazonaws.com*",), 52_000 * _MIB, layers=127),
+    RegistryLimits(
+        "Amazon ECR",
+        ("*.dkr.ecr.*.amazonaws.com*", "*.dkr.ecr-fips.*.amazonaws.com*"),
+        52_000 * _MIB,
+        layers=127,
+    ),
     RegistryLimits("Amazon ECR Public", ("public.ecr.aws",), 10_000 * _MIB, layers=127),
     RegistryLimits("GitHub Packages (ghcr.io)", ("ghcr.io",), 10 * 10**9, upload_seconds=600),
     RegistryLimits("Azure Container Registry", ("*.azurecr.io",), 200 * _GIB),

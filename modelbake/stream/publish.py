@@ -143,10 +143,12 @@ def ensure_layers(
 
     def ensure(group: WeightGroup) -> StoredLayer:
         if found := recall_layer(repository, group, spec.compression):
+            view.passed(group)
             return found
         for other in others:
             if found := recall_layer(other, group, spec.compression):
                 repository.bring(found.blob, other)
+                view.passed(group)
                 break
         else:
             found = _flow(group, spec, repository, source(), view, stop)
@@ -214,11 +216,14 @@ def put_image(
     """Bring every blob of an image to its repository and put the manifest; return the bytes sent for it."""
     bring = [(layer, runtimes) for layer in image.runtime.layers]
     bring += [(layer.blob, weights) for layer in image.weights]
-    sent = sum(parallel(bring, lambda each: target.bring(*each), jobs))
-    target.put(image.model, TAR)
-    target.put(image.config, OCI_CONFIG)
+    # A runtime may have one layer twice: it is one blob.
+    sent = sum(parallel(list(dict.fromkeys(bring)), lambda each: target.bring(*each), jobs))
+    for content, media_type in ((image.model, TAR), (image.config, OCI_CONFIG)):
+        if not target.has(Descriptor(media_type, digest_of(content), len(content))):
+            target.put(content, media_type)
+            sent += len(content)
     target.put_manifest(tag, image.manifest)
-    return sent + len(image.model) + len(image.config)
+    return sent
 
 
 def copy_image(manifest: Manifest, source: Repository, target: Repository, tag: str, jobs: int = JOBS) -> int:

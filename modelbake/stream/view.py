@@ -62,6 +62,10 @@ class TransferView:
             if self._bars and bar is not None:
                 self._bars.remove_task(bar)
 
+    def passed(self, group: WeightGroup) -> None:
+        """Count a layer that is there already, or comes from elsewhere than the hub."""
+        self._add(group.size, None)
+
     def verified(self, locked: LockedModel, verified: Verified) -> None:
         """Leave the audit line of a file that has passed with the right bytes."""
         file = verified.file
@@ -98,7 +102,7 @@ class TransferView:
             left = max(0, self._total - self._done) / rate
             self._say(
                 "transfer_progress",
-                f"weights: {min(1, self._done / self._total):.0%} of {self._total / 1e6:,.0f} MB,"
+                f"weights: {min(1, self._done / max(1, self._total)):.0%} of {self._total / 1e6:,.0f} MB,"
                 f" {rate / 1e6:,.0f} MB/s, {left:,.0f} s left",
                 bytes=self._done,
                 total=self._total,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 GROUP = LABEL_PREFIX + "group"  # annotation of a layer: what is in it
 DIFF_ID = LABEL_PREFIX + "diff-id"  # annotation of a layer: the digest of its uncompressed tar
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 EPOCH = "1970-01-01T00:00:00Z"
 
 
@@ -84,8 +86,10 @@ def recalled(
     from the lock.
     """
     entries = manifest.document().get("layers")
+    if not isinstance(entries, list):
+        return None
     blobs = manifest.layers
-    if len(blobs) != len(groups) or not isinstance(entries, list):
+    if len(blobs) != len(groups):
         return None
     found = []
     for group, blob, entry in zip(groups, blobs, entries, strict=True):
@@ -95,6 +99,8 @@ def recalled(
         if notes.get(GROUP) != group.digest or blob.media_type != media_type_of(compression):
             return None
         if compression == "none" and blob.size != WeightLayer(group).size:
+            return None
+        if not _DIGEST.fullmatch(diff_id):
             return None
         found.append(StoredLayer(group, blob, diff_id))
     return tuple(found)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -46,12 +47,15 @@ def names_of(pieces: Iterator[bytes], media_type: str, subject: str) -> Iterator
         elif media_type.endswith("zstd"):
             import zstandard
 
-            yield from _names(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+            try:
+                yield from _names(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from error
         else:
             yield from _names(raw)
         while raw.read(1 << 20):  # to its end, so that the digest of all of it is compared
             pass
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, OSError) as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
         raise RegistryError(f"a layer is no readable tar ({error})", subject=subject) from error
 
 
