@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REFERENCE := $(VENV)/.reference
 
-.PHONY: setup demo test check clean pins schema
+.PHONY: setup demo test check clean pins schema bench
 
 setup: $(STAMP) ## the toolkit's own packages, in .venv
 
@@ -24,6 +24,9 @@ check: $(STAMP) $(REFERENCE) ## what CI checks before the tests: format, lint, t
 		MYPYPATH=images/start $(BIN)/mypy images/$$folder/*.py || exit 1; done
 	MYPYPATH=scripts $(BIN)/mypy scripts/*.py
 	$(BIN)/python build.py check
+
+bench: $(STAMP) ## the figures of the stream lane, as a table and bench/results.json; ARGS="--size-mb 70" makes it small
+	$(BIN)/python -m bench $(ARGS)
 
 pins: $(STAMP) ## compile every hash-pinned requirements file again
 	scripts/pins

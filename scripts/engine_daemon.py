@@ -49,6 +49,7 @@ class OwnEngine:
         self.log = self.service.log_file
         self._config = self.folder / "daemon.json"
         self._path = self.folder / "path"
+        self._release = self.folder / "release"
         # There while the iptables chains are this engine's: the FORWARD policy of before.
         self._policy = self.folder / "forward-policy"
 
@@ -78,15 +79,30 @@ class OwnEngine:
             raise Problem(f"engine {self.name} was made with the classic image store", hint)
         return has
 
+    def require_release(self, release: str | None, usual: str) -> str:
+        """The Debian release whose engine it is; the caller may ask for that one only.
+
+        Raises:
+            Problem: another one is asked for than it was made with.
+        """
+        made = self._release.read_text().strip() if self._release.exists() else None
+        if made is None and self._config.exists():
+            made = usual
+        if release and made and release != made:
+            hint = f"choose another --name, or scripts/engine down --name {self.name} --purge first"
+            raise Problem(f"engine {self.name} was made with {made}'s engine", hint)
+        return made or release or usual
+
     def _settings(self) -> dict[str, Any]:
         """What it was last started with."""
         settings: dict[str, Any] = json.loads(self._config.read_text())
         return settings
 
-    def start(self, path: list[Path], containerd_snapshotter: bool) -> None:
+    def start(self, path: list[Path], containerd_snapshotter: bool, release: str) -> None:
         """Starts it with the commands of ``path`` in front of PATH, and waits until it answers."""
         _require_cgroups()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._release.write_text(f"{release}\n")
         environment = {k: os.environ[k] for k in _KEPT_ENVIRONMENT if k in os.environ}
         environment["PATH"] = ":".join(
             [*map(str, path), os.environ.get("PATH", ""), "/usr/sbin:/usr/bin:/sbin:/bin"]

@@ -4,13 +4,14 @@ password, an engine; and `build.py` run as the user runs it, in a process of its
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,15 @@ class Services:
     build_environment: Mapping[str, str]
     wheels_cpu: bool
 
+    def with_registry(self, exports: Mapping[str, str]) -> Services:
+        """Return these services with another registry, of which `scripts/registry` says so."""
+        return replace(
+            self,
+            registry=exports["MODELBAKE_REGISTRY"],
+            registry_user=exports["MODELBAKE_REGISTRY_USER"],
+            registry_password_file=Path(exports["MODELBAKE_REGISTRY_PASSWORD_FILE"]),
+        )
+
     @property
     def password(self) -> str:
         return self.registry_password_file.read_text().strip()
@@ -54,11 +64,44 @@ class Services:
         reply = self.registry_get(f"{repository}/tags/list")
         return [] if reply.status_code == 404 else sorted(reply.json()["tags"] or [])
 
+    def manifest(self, repository: str, reference: str) -> dict[str, Any]:
+        """Return a manifest's document, with its `digest` besides."""
+        reply = self.registry_get(f"{repository}/manifests/{reference}").raise_for_status()
+        return {**reply.json(), "digest": f"sha256:{hashlib.sha256(reply.content).hexdigest()}"}
+
+    def has_blob(self, digest: str) -> bool:
+        """Tell whether any repository of the registry holds a blob."""
+        return (self.storage / f"docker/registry/v2/blobs/sha256/{digest[7:9]}/{digest[7:]}").exists()
+
+    @property
+    def storage(self) -> Path:
+        """The folder in which the registry that `scripts/registry` has started keeps everything."""
+        return self.registry_password_file.parent / "storage"
+
+    def repository_folder(self, repository: str) -> Path:
+        """What the registry keeps of one repository: links to manifests and blobs, unfinished uploads."""
+        return self.storage / "docker/registry/v2/repositories" / repository
+
 
 ACCEPT = (
     "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json,"
     "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json"
 )
+
+
+@dataclass(frozen=True)
+class BehindProxy(Services):
+    """The services, with a proxy as the registry's address; what is true is asked past it, at `direct`."""
+
+    direct: str = ""
+
+    @classmethod
+    def of(cls, services: Services, address: str) -> BehindProxy:
+        return cls(**{**services.__dict__, "registry": address}, direct=services.registry)
+
+    def registry_get(self, path: str) -> httpx2.Response:
+        auth = (self.registry_user, self.password)
+        return httpx2.get(f"http://{self.direct}/v2/{path}", auth=auth, headers={"Accept": ACCEPT})
 
 
 @dataclass(frozen=True)
@@ -85,6 +128,7 @@ class World:
     namespace: str = field(default_factory=lambda: f"t{secrets.token_hex(4)}")
     environment: dict[str, str] = field(default_factory=dict)
     images: Path = ROOT / "tests" / "runtimes"
+    _others: tuple[Services, ...] = ()
 
     def __post_init__(self) -> None:
         token_file = self.folder / "hub.token"
@@ -102,6 +146,13 @@ class World:
 
     def remove_images(self) -> None:
         """Take this world's images from the engine; its build cache stays, for the next test and run."""
+        # By reference: other images may have the same content, and are not this world's.
+        pulled = self.docker(
+            "image", "ls", "--digests", "--format", "{{.Repository}}@{{.Digest}}",
+            "--filter", f"reference={self.services.registry}/{self.namespace}/*",
+        ).out.split()  # fmt: skip
+        if pulled:
+            self.docker("image", "rm", *dict.fromkeys(pulled))
         models = self.folder / "models.yaml"
         for name in json.loads(models.read_text())["models"] if models.exists() else ():
             listed = self.docker("image", "ls", "--quiet", f"modelbake/{name}").out.split()
@@ -141,6 +192,20 @@ class World:
         assert "Traceback" not in done.stderr, done.stderr
         return Ran(done.returncode, done.stdout, done.stderr)
 
+    def login(self, *others: Services) -> None:
+        """Write ~/.docker/config.json as `docker login` does, for this world's registry and other ones."""
+        self._others = others
+        (self.folder / ".docker").mkdir(exist_ok=True)
+        (self.folder / ".docker/config.json").write_text(self._logins(self.services, *others))
+
+    @staticmethod
+    def _logins(*known: Services) -> str:
+        auths = {}
+        for services in known:
+            pair = base64.b64encode(f"{services.registry_user}:{services.password}".encode()).decode()
+            auths[services.registry] = {"auth": pair}
+        return json.dumps({"auths": auths})
+
     def run(self, *verbs: str) -> Ran:
         """Run verbs one after the other, each for all models; every one must succeed. Returns the last."""
         for verb in verbs:
@@ -156,11 +221,7 @@ class World:
             (config / "cli-plugins/docker-buildx").symlink_to(
                 tools / "usr/libexec/docker/cli-plugins/docker-buildx"
             )
-            login = base64.b64encode(
-                f"{self.services.registry_user}:{self.services.password}".encode()
-            ).decode()
-            auths = {self.services.registry: {"auth": login}}
-            (config / "config.json").write_text(json.dumps({"auths": auths}))
+            (config / "config.json").write_text(self._logins(self.services, *self._others))
         env = {
             **self.environment,
             "DOCKER_CONFIG": str(config),
