@@ -92,6 +92,13 @@ class Registry(RegistryConnection):
         """Yield a blob's bytes as they come; whoever reads them compares the digest."""
         return self.download(f"/v2/{repository}/blobs/{digest}", scope=f"repository:{repository}:pull")
 
+    def small_blob(self, repository: str, digest: str) -> Iterator[bytes]:
+        """Yield a blob of a few MiB at once, asked for again while the registry is busy or breaks off."""
+        reply = self.ask("GET", f"/v2/{repository}/blobs/{digest}", scope=f"repository:{repository}:pull")
+        if reply.status != 200:
+            raise self._refused(reply, "would not give the blob", f"{self.host}/{repository}@{digest}")
+        yield reply.body
+
     def tags(self, repository: str) -> list[str]:
         """Return the repository's tags, sorted; none where there is no such repository."""
         subject = f"{self.host}/{repository}"

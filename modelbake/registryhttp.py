@@ -160,7 +160,8 @@ class RegistryConnection:
                         url = self._target(url, response.headers)
                         continue
                     if response.status_code != 200:
-                        raise RegistryError(
+                        busy = response.status_code == 429 or response.status_code >= 500
+                        raise (RegistryUnavailable if busy else RegistryError)(
                             f"answers HTTP {response.status_code} to GET {url.path}", subject=_place(url)
                         )
                     yield from response.iter_raw(_BUFFER)

@@ -76,6 +76,8 @@ class Upload:
             raise _Lost(str(error)) from error
         if reply.status in _PASSING:
             raise _Lost(said(reply), retry_after(reply))
+        if self.received and reply.status in (404, 416):
+            raise _Lost(said(reply))  # it has given the session up since it told how far that is
         if reply.status not in (201, 202, 204):
             raise self._refused(reply, "would not take the bytes")
         self._location = reply.headers.get("Location", self._location)

@@ -28,7 +28,7 @@ from modelbake.plan import LOCK_LABEL, PLAN_LABEL, BuildPlan
 from modelbake.registry import Registry
 from modelbake.registryreply import document_of
 from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY
-from modelbake.stream.assembly import RuntimeImage
+from modelbake.stream.assembly import RuntimeImage, choose_order
 from modelbake.stream.forecast import Facts
 from modelbake.stream.layout import LayoutRepository
 from modelbake.stream.publish import (
@@ -261,8 +261,11 @@ class Lane:
     def _image(
         self, runtime: RuntimeImage, weights: Repository, others: tuple[Repository, ...] = ()
     ) -> Image:
+        spec = weights_spec(self._plan, runtime)
+        # Whether the wanted order can be had is found out before anything moves.
+        choose_order(self._plan.spec, self._plan.locked.size, runtime.size, runtime.hides)
         layers = ensure_layers(
-            weights_spec(self._plan, runtime),
+            spec,
             weights,
             self._reader,
             self._view,

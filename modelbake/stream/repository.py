@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modelbake.stream.flow import LayerFlow
 
 LARGEST_DOCUMENT = 16 << 20  # bytes of a configuration
+_SMALL = 4 << 20  # bytes; what one reply may hold
 
 
 class Repository(Protocol):
@@ -105,8 +106,10 @@ class RegistryRepository:
         return blob.digest in self._here
 
     def read(self, blob: Descriptor) -> Iterator[bytes]:
-        """See Repository."""
-        return checked(blob, self.registry.read_blob(self.path, blob.digest), self.name)
+        """See Repository. What is small is asked for again where the registry fails."""
+        small = blob.size <= _SMALL
+        read = self.registry.small_blob if small else self.registry.read_blob
+        return checked(blob, read(self.path, blob.digest), self.name)
 
     def put(self, content: bytes, media_type: str) -> Descriptor:
         """See Repository."""

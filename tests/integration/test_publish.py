@@ -35,23 +35,6 @@ SMALL = {
 NOWHERE = "tcp://127.0.0.1:9"
 
 
-def test_weights_stream_into_a_tested_and_tagged_image(world: World) -> None:
-    world.repo("acme/tiny", {**TINY, "unique": os.urandom(64)})
-    world.models(tiny={})
-    world.run("lock")
-    reference = world.run("publish").out.strip()
-    assert re.fullmatch(rf"{world.services.registry}/{world.namespace}/tiny@sha256:[0-9a-f]{{64}}", reference)
-    assert world.version_tags() == ["1.0.0"]
-    report = json.loads((world.folder / "reports/tiny/1.0.0.json").read_text())
-    assert report["passed"] is True
-    assert not world.hub.token_leaks()
-    world.hub.reset_log()
-    again = world.run("publish")
-    assert again.out.strip() == reference
-    assert world.hub.requests() == [], "nothing changed: the hub is not even asked"
-    assert "weights-first" in world.build_py("plan", "tiny").ok().out
-
-
 # --- one namespace for most tests: a runtime, and a model of two shards, published once ---------------------
 
 
@@ -62,6 +45,7 @@ class Released:
     world: World
     proxy: StreamingProxy
     reference: str
+    hub_bytes: dict[str, int]
 
     def copy(self, folder: Path) -> World:
         """Another user of the same namespace, hub and lock, who has just cloned the repository."""
@@ -89,7 +73,9 @@ def released(services: Services, tmp_path_factory: pytest.TempPathFactory) -> It
         world.repo("acme/tiny")
         world.models(tiny={})
         world.run("lock")
-        yield Released(world, proxy, world.run("publish").out.strip())
+        hub.reset_log()
+        reference = world.run("publish").out.strip()
+        yield Released(world, proxy, reference, {path: hub.bytes_sent(path) for path in TINY})
         world.remove_images()
 
 
@@ -116,6 +102,25 @@ def weight_layers(manifest: dict[str, Any]) -> dict[str, str]:
 
 def weight_requests(world: World) -> list[str]:
     return [record.path for record in world.hub.requests_for("*.safetensors")]
+
+
+# --- the main job -------------------------------------------------------------------------------------------
+
+
+def test_weights_stream_into_a_tested_and_tagged_image(released: Released) -> None:
+    world, reference = released.world, released.reference
+    assert re.fullmatch(rf"{world.services.registry}/{world.namespace}/tiny@sha256:[0-9a-f]{{64}}", reference)
+    assert "1.0.0" in world.version_tags()
+    report = json.loads((world.folder / "reports/tiny/1.0.0.json").read_text())
+    assert report["passed"] is True
+    assert not world.hub.token_leaks()
+    sizes = {path: len(content) for path, content in TINY.items()}
+    assert {path: released.hub_bytes[path] for path in sizes} == sizes, "each byte was read once"
+    world.hub.reset_log()
+    again = world.run("publish")
+    assert again.out.strip() == reference
+    assert world.hub.requests() == [], "nothing changed: the hub is not even asked"
+    assert "weights-first" in world.build_py("plan", "tiny").ok().out
 
 
 # --- what both lanes make -----------------------------------------------------------------------------------
@@ -512,18 +517,18 @@ def test_the_token_is_found_nowhere(world: World, registry: TestRegistry) -> Non
     world.repo("acme/tiny", {**SMALL, "model.safetensors": os.urandom(300_000)})
     world.models(tiny={})
     said = ""
-    for arguments in (
-        ["lock"],
-        ["plan", "tiny", "--json"],
-        ["publish", "tiny", "--output", "oci:layout"],
-        ["publish", "tiny", "--candidate"],
-        ["publish", "tiny", "--from", "oci:layout"],
-        ["publish", "tiny"],
-        ["plan", "tiny"],
+    for log_format, *arguments in (
+        ["text", "lock"],
+        ["json", "lock"],
+        ["text", "plan", "tiny", "--json"],
+        ["json", "publish", "tiny", "--output", "oci:layout"],
+        ["text", "publish", "tiny", "--candidate"],
+        ["json", "publish", "tiny", "--from", "oci:layout"],
+        ["text", "publish", "tiny"],
+        ["json", "plan", "tiny"],
     ):
-        for log_format in ("text", "json"):
-            ran = world.build_py(*arguments, "--log-format", log_format).ok()
-            said += ran.out + ran.err
+        ran = world.build_py(*arguments, "--log-format", log_format).ok()
+        said += ran.out + ran.err
     assert not found_in_bytes(needle, said.encode())
     assert not found_in_bytes(world.services.password.encode(), said.encode())
     assert [path.name for path in found_in_files(needle, world.folder)] == ["hub.token"]
