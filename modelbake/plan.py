@@ -167,7 +167,11 @@ def group_files(files: Sequence[LockedFile], max_groups: int = MAX_GROUPS) -> tu
         groups.sort(key=lambda group: (sum(file.size for file in group), group[0].path))
         groups[:2] = [groups[0] + groups[1]]
     sorted_groups = (tuple(sorted(group, key=lambda file: file.path)) for group in groups)
-    return tuple(WeightGroup(group) for group in sorted(sorted_groups, key=lambda group: group[0].path))
+    # Bundles last: small files change most often, and a host pulls anew what lies above a change.
+    ordered_groups = sorted(
+        sorted_groups, key=lambda group: (len(group) > 1 or group[0].size < OWN_GROUP_BYTES, group[0].path)
+    )
+    return tuple(WeightGroup(group) for group in ordered_groups)
 
 
 def encode_json(document: Any) -> bytes:

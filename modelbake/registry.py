@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from modelbake.errors import ReadBackMismatch, RegistryError
+from modelbake.errors import ReadBackMismatch, RegistryAuthError, RegistryError, RegistryUnavailable
 from modelbake.manifest import MEDIA_TYPES, Manifest
 from modelbake.registryhttp import RegistryConnection
 from modelbake.registryreply import Reply, document_of, said
@@ -98,6 +98,21 @@ class Registry(RegistryConnection):
         if reply.status != 200:
             raise self._refused(reply, "would not give the blob", f"{self.host}/{repository}@{digest}")
         yield reply.body
+
+    def blob_part(self, repository: str, digest: str, start: int, size: int) -> bytes | None:
+        """Return some bytes of a blob, None where the registry gives no parts of blobs or has none such."""
+        try:
+            reply = self.ask(
+                "GET",
+                f"/v2/{repository}/blobs/{digest}",
+                scope=f"repository:{repository}:pull",
+                headers={"Range": f"bytes={start}-{start + size - 1}"},
+            )
+        except (RegistryAuthError, RegistryUnavailable):
+            raise
+        except RegistryError:  # it begins to send all of the blob
+            return None
+        return reply.body if reply.status == 206 and len(reply.body) == size else None
 
     def tags(self, repository: str) -> list[str]:
         """Return the repository's tags, sorted; none where there is no such repository."""

@@ -80,7 +80,7 @@ class RegistryLogin:
             RegistryAuthError: there is no way to log in, or the token service refuses.
         """
         challenges = parse_challenges(", ".join(reply.headers.get_list("WWW-Authenticate")))
-        self._tokens.pop(scope, None)
+        # The old token stays until there is a new one: other threads are sending with it.
         if "bearer" in challenges:
             self._tokens[scope] = self._fetch_token(challenges["bearer"], scope, plain)
         elif "basic" not in challenges:

@@ -104,7 +104,10 @@ class Upload:
             _Lost: it is not known whether that happened.
             ReadBackMismatch: the registry has received other bytes.
         """
-        url = httpx2.URL(self._location).copy_merge_params({"digest": digest})
+        try:
+            url = httpx2.URL(self._location).copy_merge_params({"digest": digest})
+        except httpx2.InvalidURL as error:
+            raise RegistryError("named an address that is no URL", subject=self._subject) from error
         try:
             reply = self._registry.ask(
                 "PUT",
@@ -245,6 +248,12 @@ def _require(registry: Registry, path: str, flow: LayerFlow) -> None:
 
 def _wait(registry: Registry, path: str, lost: _Lost, failures: int) -> None:
     delay = max(registry.first_wait * 2 ** (failures - 1), lost.after)
+    if lost.after > _LONGEST_WAIT:
+        raise RegistryUnavailable(
+            f"asks to wait {lost.after:.0f} s ({lost}), which is not waited out",
+            subject=f"{registry.host}/{path}",
+            hint="run it again later: layers that are finished are not sent again",
+        ) from lost
     if failures >= _ATTEMPTS or delay > _LONGEST_WAIT:
         raise RegistryUnavailable(
             f"the upload was lost again and again: {lost} ({failures} attempts without a byte more)",

@@ -36,6 +36,8 @@ def path_problem(path: str) -> str | None:
         return "has an empty part"
     if "." in parts or ".." in parts:
         return "has a part `.` or `..`"
+    if any(part.startswith(".wh.") for part in parts):
+        return "has a part that begins with `.wh.`, which in an image's layer deletes something"
     if any(part.casefold() == ".git" for part in parts):
         return "has a part `.git`"
     if len(path.encode()) > MAX_BYTES:

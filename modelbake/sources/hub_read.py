@@ -28,6 +28,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
     hf_raise_for_status,
 )
 from urllib3.exceptions import HTTPError, LocationParseError, SSLError
+from urllib3.util import parse_url
 
 from modelbake import __version__
 from modelbake.credentials import Redactor
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 _PIECE, _SMALL_PIECE = 1 << 20, 16 << 10  # bytes
 _MOST_REDIRECTS = 5
+# No backslash anywhere, no user or password, nothing that is not printable.
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(?:[/?#][!-\[\]-~]*)?")
 _SLOWEST = 64 * 1024  # bytes a second, on average; a transfer that is slower is given up
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GONE = frozenset({401, 403, 404, 410})  # what a signed URL answers when its time is over
@@ -115,12 +118,23 @@ class HubReader:
         return {**headers, "accept-encoding": "identity"}
 
     def _is_own(self, url: str) -> bool:
+        return self._origin(url) == self._origin(self._place.hub)
+
+    def _origin(self, url: str) -> tuple[str, str, int]:
+        """Return scheme, host and port as they will be connected to.
+
+        By the parser of the library that connects: another one could see another host in a crafted address,
+        and the token would go astray. What two parsers could disagree about is refused.
+        """
         try:
-            return httpx2.URL(url).origin == httpx2.URL(self._place.hub).origin
-        except httpx2.InvalidURL as error:
-            raise SourceError(
-                "the hub redirects to an address that is none", subject=self._place.subject
-            ) from error
+            parsed = parse_url(url)
+        except LocationParseError:
+            parsed = None
+        odd = parsed is None or parsed.auth is not None or not parsed.host or not _ADDRESS.fullmatch(url)
+        if odd or parsed is None or parsed.scheme not in ("http", "https"):
+            raise SourceError("the hub redirects to an address that is none", subject=self._place.subject)
+        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        return parsed.scheme, str(parsed.host).lower(), port
 
     def _locate(self, file: LockedFile) -> _Location:
         """Follow the hub's own redirects, with the token, to where the bytes are."""

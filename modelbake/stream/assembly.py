@@ -10,6 +10,7 @@ the manifest that the image compares its weights with at every start.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +34,7 @@ HIDES_WEIGHTS = (
 MOST_LAYERS = 100
 """In an image. overlay2 stacks 128, moby takes 125, ECR 127, and a team's own layers on top need theirs."""
 
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _OCI_TYPES = {
     "application/vnd.docker.image.rootfs.diff.tar.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
     "application/vnd.docker.image.rootfs.diff.tar": TAR,
@@ -76,11 +78,16 @@ def read_runtime(manifest: Manifest, config: bytes) -> RuntimeImage:
         hides = json.loads(annotations.get(HIDES_WEIGHTS, "[]"))
         document = json.loads(config)
         diff_ids = document["rootfs"]["diff_ids"]
+        settings = document.get("config") or {}
         well_formed = (
             isinstance(hides, list)
-            and isinstance(diff_ids, list)
-            and isinstance(document.get("config") or {}, dict)
+            and all(isinstance(each, str) and _DIGEST.fullmatch(each) for each in diff_ids)
+            and all(isinstance(each, str) and "=" in each for each in settings.get("Env") or [])
+            and isinstance(settings.get("Env") or [], list)
+            and all(isinstance(each, str) for each in (settings.get("Labels") or {}).values())
+            and isinstance(document.get("created") or "", str)
         )
+        encode(document)  # what has no UTF-8 form, lone surrogates, cannot be passed on
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         well_formed, diff_ids, hides = False, [], []
     if not well_formed or len(diff_ids) != len(manifest.layers):

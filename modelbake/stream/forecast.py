@@ -115,7 +115,8 @@ def _repull(facts: Facts, order: Order, sizes: Sequence[int]) -> dict[str, Any]:
     """Return what a host that has the previous version pulls for this one."""
     assert facts.previous is not None and facts.runtime is not None
     version, manifest = facts.previous
-    entries = manifest.document().get("layers", [])
+    entries = manifest.document().get("layers")
+    entries = entries if isinstance(entries, list) else []
     before = [_identity(entry) for entry in entries if isinstance(entry, dict)]
     kind = media_type_of(facts.weights.compression)
     weights = [
@@ -136,7 +137,8 @@ def _repull(facts: Facts, order: Order, sizes: Sequence[int]) -> dict[str, Any]:
 
 def _identity(entry: Mapping[str, Any]) -> str:
     """Return what tells a layer from others before its digest is known: its files, else its digest."""
-    group = (entry.get("annotations") or {}).get(GROUP)
+    notes = entry.get("annotations")
+    group = notes.get(GROUP) if isinstance(notes, dict) else None
     return f"{group} {entry.get('mediaType')}" if group else str(entry.get("digest"))
 
 

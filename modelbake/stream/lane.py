@@ -24,11 +24,12 @@ from modelbake.errors import (
 from modelbake.grammar import VERSION
 from modelbake.manifest import Manifest
 from modelbake.parallel import parallel
-from modelbake.plan import LOCK_LABEL, PLAN_LABEL, BuildPlan
+from modelbake.plan import PLAN_LABEL, BuildPlan
 from modelbake.registry import Registry
 from modelbake.registryreply import document_of
 from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY
-from modelbake.stream.assembly import RuntimeImage, choose_order
+from modelbake.stream.assembly import ORDER, RuntimeImage, choose_order
+from modelbake.stream.flow import TAR_ZSTD
 from modelbake.stream.forecast import Facts
 from modelbake.stream.layout import LayoutRepository
 from modelbake.stream.publish import (
@@ -111,17 +112,15 @@ class Lane:
 
         Raises the errors of every step; the version tag is the last one.
         """
-        plan, runtime = self._plan, self.find_runtime()
+        plan = self._plan
+        released = self._tag(self._is_of_this_plan).current()
+        if released is not None and self._is_whole(released):
+            self._output.event(
+                "already_published", f"{plan.repository}:{plan.version} is there: {released.digest}"
+            )
+            return self._reference(released)
+        runtime = self.find_runtime()
         require_room(weights_spec(plan, runtime), self._registry.host)
-        if known := self._known(runtime):
-            if self._is_released(known):
-                self._output.event(
-                    "already_published", f"{plan.repository}:{plan.version} is there: {known.manifest.digest}"
-                )
-                return self._reference(known.manifest)
-        else:
-            # What is under the version tag cannot be what is made now: said before anything is moved.
-            self._tag(lambda manifest: _notes(manifest).get(LOCK_LABEL) == plan.locked.digest).current()
         engine = None if candidate_only else self._engine_for_smoke()
         runtime = runtime or self._build_runtime(engine)
         image = self._image(runtime, self.weights)
@@ -204,19 +203,18 @@ class Lane:
     def _plan_digest(self) -> str:
         return self._workspace.context(self._plan).digest
 
-    def _known(self, runtime: RuntimeImage | None) -> Image | None:
-        """Return the image, as far as all its parts are remembered."""
-        if runtime is None:
-            return None
-        layers = recall_layers(self.weights, weights_spec(self._plan, runtime))
-        return make_image(self._plan, runtime, layers, self._plan_digest) if layers else None
-
-    def _is_released(self, image: Image) -> bool:
-        """Whether the version tag has this image, whole. Raises TagConflict where it has another one."""
-        if self._tag(lambda manifest: manifest.digest == image.manifest.digest).current() is None:
+    def _is_of_this_plan(self, manifest: Manifest) -> bool:
+        """Whether a released image was published by this lane of this very plan, with layers as asked for."""
+        order, spec = _notes(manifest).get(ORDER), self._plan.spec
+        if order is None or spec.layer_order not in ("auto", order):
             return False
-        blobs = [image.manifest.config, *image.manifest.layers]
-        return all(parallel(blobs, self.target.has, self._jobs))
+        kinds = {blob.media_type for blob in manifest.layers}
+        if (TAR_ZSTD in kinds) != (spec.compression == "zstd"):
+            return False
+        return _labels(read_document(self.target, manifest.config)).get(PLAN_LABEL) == self._plan_digest
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        return all(parallel([manifest.config, *manifest.layers], self.target.has, self._jobs))
 
     def _tag(self, same: Callable[[Manifest], bool]) -> VersionTag:
         return VersionTag(self._registry, self.target.path, self._plan.version, same)

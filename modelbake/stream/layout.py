@@ -122,6 +122,14 @@ class LayoutRepository:
                 "size": len(manifest.body),
                 "annotations": notes,
             }
+            taken = [each for each in self._entries() if each.get("annotations", {}).get(REF_NAME) == tag]
+            for each in taken if self._image else ():
+                if (other := each["annotations"].get(_IMAGE_NAME)) != notes.get(_IMAGE_NAME):
+                    raise LayoutError(
+                        f"holds another model under this version: {other}",
+                        subject=str(self.folder),
+                        hint="give each model a folder of its own",
+                    )
             kept = [each for each in self._entries() if each.get("annotations", {}).get(REF_NAME) != tag]
             kept.append(entry)
             kept.sort(key=lambda each: str(each.get("annotations", {}).get(REF_NAME)))
@@ -149,6 +157,14 @@ class LayoutRepository:
                 raise LayoutError("the blob is missing", subject=str(path), hint="was all of it copied?")
             with path.open("rb") as file:
                 yield from checked(blob, iter(lambda: file.read(_PIECE), b""), str(path))
+
+    def read_part(self, blob: Descriptor, start: int, size: int) -> bytes | None:
+        """See Repository."""
+        path = self._path(blob.digest)
+        with _translating(path), path.open("rb") as file:
+            file.seek(start)
+            part = file.read(size)
+        return part if len(part) == size else None
 
     def put(self, content: bytes, media_type: str) -> Descriptor:
         """See Repository."""

@@ -99,11 +99,29 @@ def recall_layers(repository: Repository, spec: WeightsSpec) -> tuple[StoredLaye
     return None if manifest is None else recalled(manifest, spec.groups, spec.compression)
 
 
+def has_right_shape(repository: Repository, layer: StoredLayer) -> bool:
+    """Tell whether a remembered layer has the files of its group, at their places, and nothing besides.
+
+    All that lies between the files' contents follows from the lock; it is read, and no weight is. The
+    contents are compared with the lock when the image starts, which is sound only if a layer can bring
+    nothing else. A compressed layer cannot be looked into so: who may push to the repository is trusted then.
+    """
+    if layer.blob.media_type != TAR:
+        return True
+    return all(
+        repository.read_part(layer.blob, segment.start, segment.size) == segment.literal
+        for segment in WeightLayer(layer.group).segments
+        if segment.literal is not None
+    )
+
+
 def recall_layer(repository: Repository, group: WeightGroup, compression: str) -> StoredLayer | None:
     """Return the layer that a repository remembers for a group and still has, None otherwise."""
     manifest = repository.manifest(group_tag(group, compression))
     found = None if manifest is None else recalled(manifest, (group,), compression)
-    return found[0] if found and repository.has(found[0].blob) else None
+    if not found or not repository.has(found[0].blob) or not has_right_shape(repository, found[0]):
+        return None
+    return found[0]
 
 
 def ensure_layers(
@@ -130,7 +148,9 @@ def ensure_layers(
         SourceError, RegistryError, LayoutError: as they say.
     """
     known = recall_layers(repository, spec)
-    if known and all(parallel(known, lambda layer: repository.has(layer.blob), jobs)):
+    if known and all(
+        parallel(known, lambda layer: repository.has(layer.blob) and has_right_shape(repository, layer), jobs)
+    ):
         return known
     stop, guard = threading.Event(), threading.Lock()
     readers: list[Reader] = []
@@ -201,9 +221,9 @@ def make_image(
 
     Raises ConfigError, RegistryError: see `choose_order` and `assemble`.
     """
-    order = choose_order(
-        plan.spec, sum(layer.blob.size for layer in layers), runtime.size, sorted(set(runtime.hides))
-    )
+    # By sizes that are known beforehand, so that `plan` says the same.
+    weights = sum(WeightLayer(layer.group).size for layer in layers)
+    order = choose_order(plan.spec, weights, runtime.size, sorted(set(runtime.hides)))
     model = model_layer(plan)
     blob = Descriptor(TAR, digest_of(model), len(model))
     config, manifest = assemble(plan, runtime, layers, blob, order, plan_digest)

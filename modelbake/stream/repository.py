@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from modelbake.errors import ReadBackMismatch, RegistryError
+from modelbake.errors import ReadBackMismatch, RegistryAuthError, RegistryError, RegistryUnavailable
 from modelbake.manifest import Descriptor, Manifest, digest_of
 from modelbake.registryupload import open_upload, transfer_blob, upload_flow
 
@@ -40,6 +40,9 @@ class Repository(Protocol):
 
     def read(self, blob: Descriptor) -> Iterator[bytes]:
         """Yield a blob's bytes, and raise ReadBackMismatch at the end where they are not of its digest."""
+
+    def read_part(self, blob: Descriptor, start: int, size: int) -> bytes | None:
+        """Return some bytes of a blob, None where they cannot be had."""
 
     def put(self, content: bytes, media_type: str) -> Descriptor:
         """Store a small blob, if it is not here yet."""
@@ -111,6 +114,10 @@ class RegistryRepository:
         read = self.registry.small_blob if small else self.registry.read_blob
         return checked(blob, read(self.path, blob.digest), self.name)
 
+    def read_part(self, blob: Descriptor, start: int, size: int) -> bytes | None:
+        """See Repository."""
+        return self.registry.blob_part(self.path, blob.digest, start, size)
+
     def put(self, content: bytes, media_type: str) -> Descriptor:
         """See Repository."""
         blob = Descriptor(media_type, digest_of(content), len(content))
@@ -127,9 +134,15 @@ class RegistryRepository:
         if self.has(blob):
             return 0
         if isinstance(source, RegistryRepository) and source.registry.host == self.registry.host:
-            upload = open_upload(self.registry, self.path, mount=blob.digest, source=source.path)
-            if upload is None:
-                return 0
-            upload.cancel()  # the registry mounts nothing: a copy, then
+            try:
+                upload = open_upload(self.registry, self.path, mount=blob.digest, source=source.path)
+            except (RegistryAuthError, RegistryUnavailable):
+                raise
+            except RegistryError:
+                pass  # it does not know mounts, and says so: a copy, then
+            else:
+                if upload is None:
+                    return 0
+                upload.cancel()  # the registry mounts nothing, and has begun an upload instead
         transfer_blob(self.registry, self.path, blob, lambda: source.read(blob))
         return blob.size

@@ -7,6 +7,7 @@ digest first; an engine (DOCKER_HOST) pulls and tests that digest, and only then
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print `REGISTRY/NAME@sha256:...` (or `oci:DIR@sha256:...`) for each model."""
     from modelbake.stream.lane import Lane
     from modelbake.stream.publish import JOBS
+    from modelbake.trust import VARIABLE
 
     specs = workspace.config.select(args.names, all=args.all)
     destination, source = _folder(args.output, "--output"), _folder(args.source, "--from")
@@ -58,6 +60,9 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     jobs = JOBS if args.jobs is None else args.jobs
     if not 1 <= jobs <= _MOST_JOBS:
         raise UsageError(f"--jobs takes a whole number from 1 to {_MOST_JOBS}, got {jobs}")
+    if args.ca_bundle:
+        # In this lane the hub and the registry are spoken to from here, and not only from inside a build.
+        os.environ[VARIABLE] = str(args.ca_bundle)
     secrets = build_secrets(args)
     for secret in secrets.values():
         output.redactor.add(secret)

@@ -164,7 +164,11 @@ class _Request(http.server.BaseHTTPRequestHandler):
                 self._session(names[0], names[1], query, trouble)
             case "blob":
                 data = repository.blobs.get(names[1])
-                self._reply(404 if data is None else 200, data or b"")
+                part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if data is not None and part:
+                    self._reply(206, data[int(part[1]) : int(part[2]) + 1])
+                else:
+                    self._reply(404 if data is None else 200, data or b"")
             case "manifest" if self.command == "PUT":
                 self._put_manifest(repository, names[1], trouble)
             case "manifest":

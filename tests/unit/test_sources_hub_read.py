@@ -134,6 +134,17 @@ class TestReading:
         assert all(record.authorization_valid for record in hub.requests(host="hub"))
         assert len(hub.requests(host="cdn")) == 1 and hub.token_leaks() == []
 
+    @pytest.mark.parametrize(
+        "url",
+        ["http://evil:1\\@{}/x", "http://user@{}/x", "http://{}\\.evil/x", "ftp://{}/x", "http:///x", "x"],
+    )
+    def test_an_address_that_two_parsers_read_differently_is_refused(self, hub: Hub, url: str) -> None:
+        reader = Reading(hub).reader
+        own = hub.url.removeprefix("http://")
+        assert reader._is_own(f"http://{own}/x") and not reader._is_own("http://evil:1/x"), "control"
+        with pytest.raises(SourceError, match="an address that is none"):
+            reader._is_own(url.format(own))
+
     def test_no_request_is_made_for_nothing(self, hub: Hub) -> None:
         reading = Reading(hub)
         assert reading.read("empty.txt") == reading.read(start=len(WEIGHTS)) == b""

@@ -77,8 +77,8 @@ class TestForecast:
         assert told["source"] == "hf://acme/minilm@" + "0123456789" * 4
         assert (told["files"], told["weight_bytes"]) == (3, 612 + 466_247 + 67_108_864)
         assert [(layer["files"], layer["first_file"], layer["bytes"]) for layer in told["layers"]] == [
-            (2, "config.json", BUNDLE),
             (1, "model.safetensors", SHARD),
+            (2, "config.json", BUNDLE),
         ]
         assert [layer["group"] for layer in told["layers"]] == [group.digest for group in plan.groups]
         assert not any(layer["stored"] for layer in told["layers"])
@@ -95,11 +95,11 @@ class TestForecast:
 
     def test_what_is_stored_is_neither_read_nor_sent(self) -> None:
         plan = planned()
-        told = forecast(facts_of(plan, runtime_image(), stored=[plan.groups[1].digest]))
+        told = forecast(facts_of(plan, runtime_image(), stored=[plan.groups[0].digest]))
         assert told["download_bytes"] == 612 + 466_247
         assert told["upload_bytes"] == BUNDLE + len(model_layer(plan))
         assert told["stored_bytes"] == SHARD
-        assert [layer["stored"] for layer in told["layers"]] == [False, True]
+        assert [layer["stored"] for layer in told["layers"]] == [True, False]
         assert told["image_layers"] == 2 + 2 + 1
         assert told["runtime"]["stored"] and told["runtime"]["bytes"] == RUNTIME
         assert told["needs"]["host_disk_bytes"] == WEIGHTS + RUNTIME
@@ -206,10 +206,10 @@ class TestUpdate:
     @pytest.mark.parametrize(
         ("path", "order", "classic", "containerd"),
         [
-            ("model.safetensors", "weights-first", SHARD + RUNTIME, SHARD),
-            ("config.json", "weights-first", WEIGHTS + RUNTIME, BUNDLE),
-            ("model.safetensors", "base-first", SHARD, SHARD),
-            ("config.json", "base-first", WEIGHTS, BUNDLE),
+            ("model.safetensors", "weights-first", WEIGHTS + RUNTIME, SHARD),
+            ("config.json", "weights-first", BUNDLE + RUNTIME, BUNDLE),
+            ("model.safetensors", "base-first", WEIGHTS, SHARD),
+            ("config.json", "base-first", BUNDLE, BUNDLE),
         ],
     )
     def test_a_changed_file(self, path: str, order: str, classic: int, containerd: int) -> None:

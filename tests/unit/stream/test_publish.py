@@ -33,13 +33,14 @@ from modelbake.manifest import Manifest, digest_of
 from modelbake.output import Output
 from modelbake.plan import MAX_GROUPS, OWN_GROUP_BYTES, BuildPlan, WeightGroup
 from modelbake.registry import Registry
-from modelbake.stream.flow import FileBytes, Reader
+from modelbake.stream.flow import TAR, FileBytes, Reader
 from modelbake.stream.layout import LayoutRepository
 from modelbake.stream.publish import (
     Image,
     WeightsSpec,
     copy_image,
     ensure_layers,
+    has_right_shape,
     make_image,
     put_image,
     recall_layer,
@@ -49,7 +50,7 @@ from modelbake.stream.publish import (
 )
 from modelbake.stream.repository import RegistryRepository, Repository
 from modelbake.stream.view import TransferView
-from modelbake.stream.weights import StoredLayer, group_tag
+from modelbake.stream.weights import OCI_CONFIG, StoredLayer, data_image, group_tag
 from tests.servers.upload_registry import PASSWORD, USER, Kind, UploadRegistry
 from tests.unit.planning import planned
 from tests.unit.stream.material import (
@@ -510,6 +511,27 @@ class TestRegistry:
         server.seen.clear()
         assert publish(repository).manifest == image.manifest
         assert server.received() == 0 and server.count("open") == 0
+
+    def test_a_remembered_layer_that_holds_more_than_its_files_is_not_taken(
+        self, server: UploadRegistry, repository: Repositories
+    ) -> None:
+        image = publish(repository)
+        weights = repository("ml/weights")
+        for layer in image.weights:
+            # A folder of its own choice; the size and the annotations are right.
+            good = server.blobs("ml/weights")[layer.blob.digest]
+            evil = good.replace(b"models/", b"opt/ab/", 1)
+            assert evil != good and len(evil) == len(good)
+            forged = StoredLayer(layer.group, weights.put(evil, TAR), digest_of(evil))
+            assert has_right_shape(weights, layer) and not has_right_shape(weights, forged)
+            config, manifest = data_image((forged,), None, {"architecture": "amd64", "os": "linux"})
+            weights.put(config, OCI_CONFIG)
+            weights.put_manifest(group_tag(layer.group, "none"), manifest)
+        layers = list(image.weights)
+        server.repository("ml/weights").tags.pop(SPEC.tag)
+        assert [recall_layer(weights, layer.group, "none") for layer in layers] == [None] * len(layers)
+        assert publish(repository).manifest == image.manifest, "they are made anew, and remembered rightly"
+        assert [recall_layer(weights, layer.group, "none") for layer in layers] == layers
 
     @pytest.mark.parametrize("status", [401, 403, 429, 500])
     @pytest.mark.parametrize(("kind", "at"), STEPS)
