@@ -211,6 +211,7 @@ def test_a_changed_program_setting_or_base_moves_no_weight(released: Released, t
     world = released.copy(tmp_path)
     world.images = tmp_path / "images"
     shutil.copytree(released.world.images, world.images)
+    world.models(tiny={"version": "2.0.0"})
     before = manifest_of(world, released.reference)
     weights = weight_layers(before)
     assert [layer["digest"] for layer in before["layers"]][:3] == list(weights), "weights at the bottom"
@@ -236,7 +237,7 @@ def test_a_changed_program_setting_or_base_moves_no_weight(released: Released, t
         settings.write("env: {PATCHED: yes please}\n")
     require_no_weights_moved("setting")
     base = patched_base(world, "RUN echo patched > /etc/patched")
-    world.models(tiny={"base": base})
+    world.models(tiny={"version": "2.0.0", "base": base})
     require_no_weights_moved("base")
 
 

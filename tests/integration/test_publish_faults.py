@@ -393,10 +393,10 @@ def published(published_once: Published, monkeypatch: pytest.MonkeyPatch) -> Ite
 # (method, path, which of these requests). In the order in which a first publish makes them; the very first
 # one is sent twice, without credentials and with them.
 BEFORE_THE_TAG = {
-    "find the runtime": ("GET", r"/runtimes/manifests/", 2),
+    "is the version free": ("GET", r"/tiny/manifests/1\.0\.0$", 2),
+    "find the runtime": ("GET", r"/runtimes/manifests/", 1),
     "read its configuration": ("GET", r"/runtimes/blobs/", 1),
     "are the weights remembered": ("GET", r"/weights/manifests/weights-", 1),
-    "is the version free": ("GET", r"/tiny/manifests/1\.0\.0$", 1),
     "is the layer remembered": ("GET", r"/weights/manifests/group-", 1),
     "begin an upload": ("POST", r"/weights/blobs/uploads/", 1),
     "send": ("PATCH", r"/weights/blobs/uploads/", 1),
@@ -410,10 +410,10 @@ BEFORE_THE_TAG = {
     "is the model layer there": ("HEAD", r"/tiny/blobs/", 1),
     "put the candidate": ("PUT", r"/tiny/manifests/candidate-", 1),
     "read the candidate back": ("GET", r"/tiny/manifests/candidate-", 1),
-    "is the version still free": ("GET", r"/tiny/manifests/1\.0\.0$", 2),
+    "is the version still free": ("GET", r"/tiny/manifests/1\.0\.0$", 3),
     "put the tag": ("PUT", r"/tiny/manifests/1\.0\.0$", 1),
 }
-READ_BACK = ("GET", r"/tiny/manifests/1\.0\.0$", 3)
+READ_BACK = ("GET", r"/tiny/manifests/1\.0\.0$", 4)
 LASTING: tuple[Action, ...] = (401, 403, 429, 500, "reset", "garbage")
 # Two kinds of trouble are tried at every step, all kinds at these.
 THOROUGHLY = (
