@@ -37,9 +37,9 @@ Action = int | str | Callable[[bytes], bytes]
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "te", "trailer"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """A request that arrived, and the status that was answered (0 where none was)."""
+    """A request that arrived, and the status that was answered (0 where none was, or not yet)."""
 
     method: str
     path: str
@@ -153,9 +153,11 @@ def _handler(proxy: RegistryProxy) -> type[BaseHTTPRequestHandler]:
             if proxy.before is not None:
                 proxy.before(self.command, self.path)
             action = proxy.action_for(self.command, self.path, agent)
-            status = 0
+            # Noted before it is answered: whoever has the answer also finds the request.
+            seen = Seen(self.command, self.path, self.headers.get("Authorization"), 0, agent)
+            proxy.note(seen)
             if isinstance(action, int):
-                status = action
+                seen.status = action
                 self._refuse(action)
             elif action == "reset":
                 self._reset()
@@ -163,9 +165,7 @@ def _handler(proxy: RegistryProxy) -> type[BaseHTTPRequestHandler]:
                 self.connection.sendall(b"\x00\xff\xfenot HTTP at all\r\n\r\n")
                 self.close_connection = True
             else:
-                status = self._pass_on(body + b" " if action == "alter" else body, action)
-            authorization = self.headers.get("Authorization")
-            proxy.note(Seen(self.command, self.path, authorization, status, agent))
+                seen.status = self._pass_on(body + b" " if action == "alter" else body, action)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _handle  # noqa: N815
 
