@@ -52,10 +52,6 @@ class Verified:
     seconds: float
 
 
-class Stopped(Interrupted):
-    """Another layer failed, or the user gave up: this one ends where it is. Never the error that is shown."""
-
-
 class LayerFlow:
     """The bytes of one weight layer; `digest` and `diff_id` are known when all of them have been read.
 
@@ -120,9 +116,9 @@ class LayerFlow:
         return self._sent_bytes
 
     def require_wanted(self) -> None:
-        """Raise Stopped where this layer need not be finished any more."""
+        """Raise Interrupted where another layer has failed, or the user gave up: this one ends here."""
         if self._stop.is_set():
-            raise Stopped("stopped", subject=shown(self.layer.group.files[0].path))
+            raise Interrupted("stopped", subject=shown(self.layer.group.files[0].path))
 
     def read(self, offset: int = 0) -> Iterator[bytes]:
         """Yield the layer from `offset` on; from 0 it begins anew.
@@ -130,7 +126,7 @@ class LayerFlow:
         Raises:
             WrongBytes: a file's content is not the locked one. The layer must not be committed.
             SourceError: its bytes cannot be had.
-            Stopped: see `stop`.
+            Interrupted: see `stop`.
         """
         if offset == 0:
             self._begin()

@@ -16,6 +16,7 @@ import pytest
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
 from modelbake.errors import (
+    Interrupted,
     ModelbakeError,
     ReadBackMismatch,
     RegistryAuthError,
@@ -26,7 +27,7 @@ from modelbake.errors import (
 from modelbake.manifest import Descriptor, digest_of
 from modelbake.registry import Registry
 from modelbake.registryupload import open_upload, transfer_blob, upload_flow
-from modelbake.stream.flow import LayerFlow, Stopped
+from modelbake.stream.flow import LayerFlow
 from modelbake.stream.repository import checked
 from tests.servers.upload_registry import PASSWORD, USER, Kind, UploadRegistry
 from tests.unit.stream.material import MemoryReader, bytes_of, content, flow_of, layer_of
@@ -368,7 +369,7 @@ class TestTheFlowsOwnErrors:
         refused(
             server,
             client,
-            Stopped,
+            Interrupted,
             flowing(stop=stop, on_bytes=lambda count: stop.set() if count > 999 else None),
         )
         assert server.count("commit") == 0

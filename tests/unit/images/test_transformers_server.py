@@ -277,7 +277,7 @@ def test_the_log(server: ModelServer) -> None:
         "float32" if loaded["device"] == "cpu" else "bfloat16",
     )
     assert server.events("request_failed") == []
-    assert server.events("log") == []
+    assert [event["message"] for event in server.events("log")] == []
 
 
 def test_sigterm_ends_a_long_answer(weights: Path, folder: Path) -> None:

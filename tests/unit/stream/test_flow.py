@@ -20,7 +20,6 @@ from modelbake.stream.flow import (
     TAR_ZSTD,
     FileBytes,
     LayerFlow,
-    Stopped,
     Verified,
     refuse_wrong_empty_files,
 )
@@ -238,7 +237,7 @@ def test_a_stopped_flow_ends_within_a_piece() -> None:
     def read() -> Iterator[bytes]:
         yield from flow.read()
 
-    with pytest.raises(Stopped) as caught:
+    with pytest.raises(Interrupted) as caught:
         for piece in read():
             passed += len(piece)
             if passed > 20_000:
