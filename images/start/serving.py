@@ -258,6 +258,8 @@ def log_as_json() -> None:
     """Let all libraries' warnings and errors, and nothing below that, be JSON lines."""
     logging.basicConfig(handlers=[JsonHandler()], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
+    # It warns of each piece that is written to a client that has gone away, which is no news of ours.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def tame_transformers() -> None:
