@@ -51,6 +51,11 @@ class RegistryCredentials:
     password: Secret
     identity_token: Secret | None = None
 
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """What of these must not be shown."""
+        return tuple(secret for secret in (self.password, self.identity_token) if secret)
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -67,9 +67,8 @@ def push(
     require_passing_report(reports, repository.rpartition("/")[2], version, image, asked)
     credentials = registry_auth.for_registry(reference.registry)
     if credentials is not None:
-        for secret in (credentials.password, credentials.identity_token):
-            if secret:
-                output.redactor.add(secret)
+        for secret in credentials.secrets:
+            output.redactor.add(secret)
     with Registry(reference.registry, credentials) as registry:
         release = _Release(registry, reference.repository, reference.name, image, engine.info)
         tag = VersionTag(

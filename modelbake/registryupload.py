@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5  # in a row, without a byte more at the registry
 _LONGEST_WAIT = 60.0  # seconds; a larger Retry-After is not waited out
 _COMMIT_RATE = 20e6  # bytes a second at which a slow registry reads a blob again to check its digest
+_ABSENT = "does the repository exist? Some registries want it created first"
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -140,7 +141,7 @@ class Upload:
         if reply.status == 413:
             hint = "the registry, or a proxy before it, limits the size of a layer or of a request"
         if reply.status == 404:
-            hint = "does the repository exist? Some registries want it created first"
+            hint = _ABSENT
         return RegistryError(f"the registry {problem} ({said(reply)})", subject=self._subject, hint=hint)
 
 
@@ -159,13 +160,10 @@ def open_upload(registry: Registry, path: str, *, mount: str = "", source: str =
         return None
     location = reply.headers.get("Location", "")
     if reply.status != 202 or not location:
-        hint = (
-            "does the repository exist? Some registries want it created first" if reply.status == 404 else ""
-        )
         raise RegistryError(
             f"the registry would not begin an upload ({said(reply)})",
             subject=f"{registry.host}/{path}",
-            hint=hint,
+            hint=_ABSENT if reply.status == 404 else "",
         )
     return Upload(registry, path, location)
 

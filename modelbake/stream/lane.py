@@ -86,12 +86,10 @@ class Lane:
         self._jobs = jobs
         self._view = TransferView(output)
         reference = split_reference(f"{plan.repository}:{plan.version}")
-        self._auth = RegistryAuth()
-        self._credentials = self._auth.for_registry(reference.registry)
+        self._credentials = RegistryAuth().for_registry(reference.registry)
         if self._credentials is not None:
-            for secret in (self._credentials.password, self._credentials.identity_token):
-                if secret:
-                    output.redactor.add(secret)
+            for secret in self._credentials.secrets:
+                output.redactor.add(secret)
         self._registry = Registry(reference.registry, self._credentials)
         namespace = reference.repository.rpartition("/")[0]
         prefix = f"{namespace}/" if namespace else ""
