@@ -200,14 +200,18 @@ def _asked_wait(response: httpx2.Response) -> float | None:
     limit = parse_ratelimit_headers(response.headers)
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds
-    value = response.headers.get("retry-after", "").strip()
+    return seconds_to_wait(response.headers.get("retry-after", ""))
+
+
+def seconds_to_wait(retry_after: str) -> float | None:
+    """Return what a Retry-After header says in seconds, None where it says nothing usable."""
+    value = retry_after.strip()
     if value.isascii() and value.isdigit():
         return float(value)
     try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - time.time())
 
 
 def _install() -> None:

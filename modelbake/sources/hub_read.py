@@ -10,12 +10,11 @@ comes is not trusted: whoever reads compares the sha256, and no more bytes are h
 
 from __future__ import annotations
 
-import email.utils
 import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -33,7 +32,7 @@ from urllib3.util import parse_url
 from modelbake import __version__
 from modelbake.credentials import Redactor
 from modelbake.errors import SourceError, SourceUnavailable, WrongBytes
-from modelbake.sources.hub_client import Patience, talking
+from modelbake.sources.hub_client import Patience, seconds_to_wait, talking
 from modelbake.sources.hub_errors import Place
 from modelbake.trust import ENVIRONMENT_HINT, trust
 from modelbake.weightpath import shown
@@ -237,7 +236,9 @@ class HubFile:
         """Look at an answer's head; return how many of its first bytes are here already."""
         file, status = self._file, response.status
         if status in _BUSY:
-            raise _Broken(f"{location.host} answers {status}", _retry_after(response.headers))
+            raise _Broken(
+                f"{location.host} answers {status}", seconds_to_wait(response.headers.get("retry-after", ""))
+            )
         if status == 416:
             raise self._wrong(f"no bytes from {position:,} on")
         if status not in (200, 206):
@@ -342,13 +343,3 @@ class _Pools:
 
 def _strong(etag: str) -> str:
     return etag if etag.startswith('"') else ""
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
