@@ -1,4 +1,4 @@
-"""What a build needs, looked at one by one: each finding is ok, a note, or something to mend and how."""
+"""What a build needs, looked at one by one: each finding is ok, a note, or something to fix and how."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modelbake.registry import Registry
 from modelbake.sources import source_for
 from modelbake.workspace import Workspace
 
-State = Literal["ok", "note", "mend"]
+State = Literal["ok", "note", "fix"]
 _HUB_THREADS = 8
 _LITTLE_DISK = 20_000_000_000  # bytes; a CUDA image and its build cache are about that much
 
@@ -48,7 +48,7 @@ def examine(workspace: Workspace, redactor: Redactor) -> list[Finding]:
         try:
             findings.append(action())
         except ModelbakeError as error:
-            findings.append(_to_mend(subject, error))
+            findings.append(_to_fix(subject, error))
 
     def find_engine() -> Finding:
         nonlocal engine
@@ -81,14 +81,14 @@ def examine_hubs(models: Iterable[ModelSpec], redactor: Redactor) -> list[Findin
     try:
         token = hub_token()
     except ModelbakeError as error:
-        return [_to_mend("hub", error)]
+        return [_to_fix("hub", error)]
     if token:
         redactor.add(token)
     # Models of one repository differ in what they take of it, not in who may read it.
     specs = list({(spec.hub, spec.source): spec for spec in models}.values())
     outcomes = try_all(specs, lambda spec: source_for(spec.source, token).reach(spec), _HUB_THREADS)
     errors = [outcome for outcome in outcomes if isinstance(outcome, ModelbakeError)]
-    findings = list(dict.fromkeys(_to_mend("hub", error) for error in errors))  # a CA bundle fails for all
+    findings = list(dict.fromkeys(_to_fix("hub", error) for error in errors))  # a CA bundle fails for all
     readable: dict[str, list[str]] = {}
     for spec, outcome in zip(specs, outcomes, strict=True):
         if outcome is None:
@@ -99,9 +99,9 @@ def examine_hubs(models: Iterable[ModelSpec], redactor: Redactor) -> list[Findin
     ]
 
 
-def _to_mend(subject: str, error: ModelbakeError) -> Finding:
+def _to_fix(subject: str, error: ModelbakeError) -> Finding:
     text = f"{error.subject}: {error.message}" if error.subject else error.message
-    return Finding(subject, "mend", text, error.hint)
+    return Finding(subject, "fix", text, error.hint)
 
 
 def _listed(names: list[str]) -> str:
@@ -137,7 +137,7 @@ def _disk(engine: Engine) -> Finding:
         return Finding("disk", "note", "the engine is on another machine; its disk cannot be seen from here")
     text = f"{free / 1e9:,.0f} GB free where the engine keeps its data"
     if free < _LITTLE_DISK:
-        return Finding("disk", "mend", text, "`docker builder prune` drops the build cache")
+        return Finding("disk", "fix", text, "`docker builder prune` drops the build cache")
     return Finding("disk", "ok", text)
 
 
@@ -148,7 +148,7 @@ def _base(base: str) -> Finding:
         found = connection.manifest(reference.repository, reference.digest or "")
     if found is None:
         remedy = "name a digest that is there with `base:` in models.yaml"
-        return Finding("base", "mend", f"{base}: the registry has no such image", remedy)
+        return Finding("base", "fix", f"{base}: the registry has no such image", remedy)
     return Finding("base", "ok", f"{base} is there")
 
 

@@ -36,7 +36,7 @@
     |   +-- RegistryLimit        67   the registry's limits do not take these layers
     |   +-- RuntimeMissing       68   the registry has no runtime image, and none can be built here
     +-- LayoutError              69   a folder is no OCI layout, or cannot be read or written
-    +-- DoctorFailed             70   `doctor` found something to mend
+    +-- DoctorFailed             70   `doctor` found something to fix
     +-- Interrupted             130   Ctrl-C
 
 Only `modelbake.cli` catches these. Code that talks to the outside translates foreign exceptions into
@@ -275,7 +275,7 @@ class LayoutError(ModelbakeError):
 
 
 class DoctorFailed(ModelbakeError):
-    """`doctor` found something that has to be mended first."""
+    """`doctor` found something that has to be fixed first."""
 
     exit_code = 70
 

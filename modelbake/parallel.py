@@ -24,8 +24,9 @@ def parallel(
 ) -> list[_Result]:
     """Run `action` for every item and return what it returned, in their order.
 
-    After the first error nothing new is begun, and that error is raised. `stop` is set then, and by Ctrl-C:
-    actions which look at it can end early, and after Ctrl-C have a few seconds to clean up.
+    After the first error nothing new is begun, and that error is raised. `stop` is set then, and by Ctrl-C,
+    and never otherwise: actions which look at it can end early, and after Ctrl-C have a few seconds to clean
+    up.
     """
     outcomes, first = _run(items, action, threads, stop, stop_at_error=True)
     if first is not None:
@@ -60,7 +61,13 @@ def _run(
     indexes = iter(range(len(items)))
     guard, stop = threading.Lock(), heeded or threading.Event()
 
-    def work() -> None:
+    def work(ended: threading.Event) -> None:
+        try:
+            go_on()
+        finally:
+            ended.set()
+
+    def go_on() -> None:
         while not stop.is_set():
             with guard:
                 index = next(indexes, None)
@@ -77,21 +84,21 @@ def _run(
                 defects.append(defect)
                 stop.set()
 
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(items)))]
+    # Not Thread.join: where Ctrl-C interrupts it, Python 3.11 takes the thread for one that has ended.
+    begun: list[threading.Event] = []
     try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt:
+        for _ in range(min(threads, len(items))):
+            ended = threading.Event()
+            threading.Thread(target=work, args=(ended,), daemon=True).start()
+            begun.append(ended)
+        for ended in begun:
+            ended.wait()
+    except BaseException:  # Ctrl-C, nearly always
         stop.set()
         deadline = time.monotonic() + (_GRACE_SECONDS if heeded else 0.0)
-        for worker in workers:
-            if worker.is_alive():
-                worker.join(max(0.0, deadline - time.monotonic()))
+        for ended in begun:
+            ended.wait(max(0.0, deadline - time.monotonic()))
         raise
-    finally:
-        stop.set()
     if defects:
         raise defects[0]
     return outcomes, errors[0] if errors else None

@@ -40,6 +40,11 @@ class WeightGroup:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    @property
+    def largest(self) -> LockedFile:
+        """The file that a person would know the group by."""
+        return max(self.files, key=lambda file: file.size)
+
     @cached_property
     def manifest(self) -> bytes:
         """What the builder stage is keyed by: paths, sizes and digests, not where they come from."""

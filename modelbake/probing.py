@@ -23,6 +23,7 @@ _SHOWN_LINES = 30
 _SHOWN_CHARACTERS = 300  # of a line
 _WRONG_WEIGHTS = 65
 _CANNOT_START = 66
+WRONG_WEIGHTS_HINT = "build it again with `build.py build --no-cache`"
 
 
 class RunningContainer(Protocol):
@@ -149,7 +150,7 @@ def why_ended(state: ContainerState, log: str) -> tuple[str, str]:
         return (
             "the image refused to serve (exit code 65): its weights are not those of its manifest"
             + "".join(f"\n  {line}" for line in wrong[:_SHOWN_LINES]),
-            "build it again with `build.py build --no-cache`",
+            WRONG_WEIGHTS_HINT,
         )
     if state.exit_code == _CANNOT_START:
         reasons = [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from modelbake.errors import Interrupted, WrongBytes
 from modelbake.stream.layers import Segment, WeightLayer
+from modelbake.stream.readahead import ReadAhead
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ _EMPTY = hashlib.sha256().hexdigest()
 class FileBytes(Protocol):
     """The bytes of a file from some offset on, and how many requests they took so far."""
 
-    attempts: int
+    @property
+    def attempts(self) -> int:
+        """Requests so far."""
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield them all, or raise a SourceError."""
@@ -164,7 +167,10 @@ class LayerFlow:
         return piece
 
     def _pass(self, offset: int) -> Iterator[bytes]:
-        for segment, inner in self.layer.parts(offset):
+        parts = list(self.layer.parts(offset))
+        # A file that is continued in its middle is not for reading ahead.
+        ahead = ReadAhead(self._reader, [part.file for part, inner in parts if part.file and not inner])
+        for segment, inner in parts:
             position = segment.start + inner
             if segment.literal is not None:
                 literal = segment.literal[inner:]
@@ -173,7 +179,7 @@ class LayerFlow:
                 continue
             assert segment.file is not None
             self._since = time.monotonic() if position >= self._passed else self._since
-            pieces = self._reader.read(segment.file, inner)
+            pieces = ahead.read(segment.file, inner)
             for piece in pieces:
                 self.require_wanted()
                 # The last piece of a wrong file must never be sent: hashed first, then handed on.

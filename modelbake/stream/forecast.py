@@ -28,7 +28,8 @@ _ORDERS: tuple[Order, ...] = ("weights-first", "base-first")
 class Facts:
     """What was found out: `stored` are digests of groups that the registry has as layers.
 
-    `previous`: the version before this one and its manifest, where there is one.
+    `previous`: the version before this one and its manifest, where there is one. `released`: the digest that
+    has this version's tag already; `released_is_this`: it was published of this very plan.
     """
 
     plan: BuildPlan
@@ -38,6 +39,8 @@ class Facts:
     previous: tuple[str, Manifest] | None
     host: str
     jobs: int
+    released: str | None = None
+    released_is_this: bool = False
 
 
 def forecast(facts: Facts) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def forecast(facts: Facts) -> dict[str, Any]:
         "model": plan.name,
         "version": plan.version,
         "repository": plan.repository,
+        "released": {"digest": facts.released, "is_this": facts.released_is_this} if facts.released else None,
         "source": f"{plan.locked.source}@{plan.locked.commit}",
         "files": len(plan.locked.files),
         "weight_bytes": plan.locked.size,
@@ -67,7 +71,7 @@ def forecast(facts: Facts) -> dict[str, Any]:
             {
                 "group": group.digest,
                 "files": len(group.files),
-                "first_file": group.files[0].path,
+                "largest_file": group.largest.path,
                 "bytes": size,
                 "stored": group.digest in facts.stored,
             }
@@ -149,20 +153,25 @@ def in_words(told: dict[str, Any], host: str) -> list[str]:
     most = "at most " if told["compression"] != "none" else ""
     lines = [
         f"{told['model']} {told['version']} -> {told['repository']}",
-        f"weights    {told['files']} files, {_mb(told['weight_bytes'])} in {len(layers)} layers"
+        f"weights    {_counted(told['files'], 'file')}, {_mb(told['weight_bytes'])}"
+        f" in {_counted(len(layers), 'layer')}"
         + (f" ({told['bundled']} files share a layer)" if told["bundled"] > 0 else ""),
     ]
+    if released := told["released"]:
+        said = "published already" if released["is_this"] else "another image: raise `version` in models.yaml"
+        lines.insert(1, f"version    {told['version']} is {released['digest'][:19]}, {said}")
     for layer in layers:
         more = f" and {layer['files'] - 1} more" if layer["files"] > 1 else ""
         state = "stored" if layer["stored"] else "to publish"
-        lines.append(f"  {state:<10} {_mb(layer['bytes']):>12}  {layer['first_file']}{more}")
+        lines.append(f"  {state:<10} {_mb(layer['bytes']):>12}  {layer['largest_file']}{more}")
     lines += [
         f"download   {_mb(told['download_bytes'])} from {told['source']}",
         f"upload     {most}{_mb(told['upload_bytes'])}; in the registry already: {_mb(told['stored_bytes'])}",
     ]
     if runtime["stored"]:
         lines.append(
-            f"runtime    {runtime['name']}: {_mb(runtime['bytes'])} in {runtime['layers']} layers, stored"
+            f"runtime    {runtime['name']}: {_mb(runtime['bytes'])}"
+            f" in {_counted(runtime['layers'], 'layer')}, stored"
         )
     else:
         lines.append(
@@ -195,8 +204,12 @@ def in_words(told: dict[str, Any], host: str) -> list[str]:
         lines.append(f"limit      {own.name}: the largest layer has to be sent with {rate / 1e6:.1f} MB/s")
     needs = told["needs"]
     host_disk = f", a host's disk {_mb(needs['host_disk_bytes'])}" if needs["host_disk_bytes"] else ""
-    lines.append(f"needs      here no disk and about {_mb(needs['memory_bytes'])} of memory{host_disk}")
+    lines.append(f"needs      no disk here, about {_mb(needs['memory_bytes'])} of memory{host_disk}")
     return lines
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _mb(size: int) -> str:

@@ -17,8 +17,8 @@ from modelbake.credentials import HUB_TOKEN
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.errors import (
     EngineNotFound,
+    Interrupted,
     LayoutError,
-    ReportMissing,
     RuntimeMissing,
 )
 from modelbake.grammar import VERSION
@@ -51,7 +51,7 @@ from modelbake.versiontag import VersionTag, precedence
 if TYPE_CHECKING:
     from modelbake.context import Context
     from modelbake.credentials import Secret
-    from modelbake.engine import Engine, LocalImage
+    from modelbake.engine import Engine
     from modelbake.output import Output
     from modelbake.stream.flow import Reader
     from modelbake.workspace import Workspace
@@ -90,7 +90,8 @@ class Lane:
         if self._credentials is not None:
             for secret in self._credentials.secrets:
                 output.redactor.add(secret)
-        self._registry = Registry(reference.registry, self._credentials)
+        self._stop = threading.Event()  # set when a layer fails: the others need not go on
+        self._registry = Registry(reference.registry, self._credentials, sleep=self._pause)
         namespace = reference.repository.rpartition("/")[0]
         prefix = f"{namespace}/" if namespace else ""
         self.target = RegistryRepository(self._registry, reference.repository)
@@ -177,7 +178,18 @@ class Lane:
                 self._jobs,
             )
             stored = [group.digest for group, there in zip(spec.groups, found, strict=True) if there]
-        return Facts(plan, spec, runtime, stored, self._previous(), self._registry.host, self._jobs)
+        released = self.target.manifest(plan.version)
+        return Facts(
+            plan,
+            spec,
+            runtime,
+            stored,
+            self._previous(),
+            self._registry.host,
+            self._jobs,
+            released=released.digest if released else None,
+            released_is_this=released is not None and self._is_of_this_plan(released),
+        )
 
     def _previous(self) -> tuple[str, Manifest] | None:
         """Return the newest release before this version, and its manifest."""
@@ -267,6 +279,7 @@ class Lane:
             self._view,
             others=others,
             jobs=self._jobs,
+            stop=self._stop,
         )
         image = make_image(self._plan, runtime, layers, self._plan_digest)
         self._output.event(
@@ -277,6 +290,11 @@ class Lane:
         )
         return image
 
+    def _pause(self, seconds: float) -> None:
+        """Wait as a registry asks to; not for a layer that nobody wants any more."""
+        if self._stop.wait(seconds):
+            raise Interrupted("stopped", subject=self._registry.host)
+
     def _reader(self, stop: threading.Event) -> Reader:
         from modelbake.sources import reader_for
 
@@ -286,13 +304,26 @@ class Lane:
         reference = self._reference(manifest)
         self._output.event(
             "candidate",
-            f"{reference} is in the registry, without a version tag yet ({sent:,} bytes sent for it)",
+            f"{reference} is in the registry as {_candidate(manifest)}, without a version tag yet"
+            f" ({sent:,} bytes sent for it)",
             digest=manifest.digest,
+            tag=_candidate(manifest),
             bytes=sent,
         )
         if engine is None:
             return reference
-        self._smoke(reference, manifest, engine)
+        from modelbake.stream.proving import prove
+
+        prove(
+            engine,
+            self._plan,
+            reference,
+            manifest,
+            credentials=self._credentials,
+            reports=self._workspace.reports,
+            weights=self.weights.name,
+            output=self._output,
+        )
         self._tag(lambda found: found.digest == manifest.digest).put(manifest)
         self._output.event(
             "published",
@@ -302,40 +333,6 @@ class Lane:
             digest=manifest.digest,
         )
         return reference
-
-    def _smoke(self, reference: str, manifest: Manifest, engine: Engine) -> None:
-        """Let the engine pull this very digest and test it, unless its report says that it has passed."""
-        from modelbake.engine_stream import telling
-        from modelbake.push import require_passing_report
-        from modelbake.report import asked_of
-        from modelbake.smoke import smoke
-
-        plan = self._plan
-        image: LocalImage | None = engine.image(reference)
-        if image is not None:
-            try:
-                require_passing_report(
-                    self._workspace.reports, plan.name, plan.version, image, asked_of(plan.spec)
-                )
-                self._output.event("smoke_kept", f"{plan.name} {plan.version} has passed before")
-                return
-            except ReportMissing:
-                pass
-        else:
-            self._output.event("pull_started", f"{engine.host} pulls {reference}")
-            image = engine.pull(
-                reference, self._credentials, telling(self._output, "pull_progress", "pulled")
-            )
-        smoke(
-            engine,
-            plan.spec,
-            image,
-            runtime_port=plan.runtime.port,
-            health=plan.runtime.health,
-            lock=plan.locked.digest,
-            reports=self._workspace.reports,
-            output=self._output,
-        )
 
     def _reference(self, manifest: Manifest) -> str:
         return f"{self._plan.repository}@{manifest.digest}"

@@ -132,6 +132,7 @@ def ensure_layers(
     *,
     others: Sequence[Repository] = (),
     jobs: int = JOBS,
+    stop: threading.Event | None = None,
 ) -> tuple[StoredLayer, ...]:
     """Make sure that a repository has all weight layers, and remembers them; return them in their order.
 
@@ -142,6 +143,7 @@ def ensure_layers(
         view: shows what flows.
         others: repositories that may have a layer already, to take it from instead.
         jobs: how many layers flow at the same time.
+        stop: is set as soon as one layer fails: whatever waits for another one may give up.
 
     Raises:
         WrongBytes: a file is not the locked one. Its layer was not committed; finished ones stay.
@@ -152,7 +154,7 @@ def ensure_layers(
         parallel(known, lambda layer: repository.has(layer.blob) and has_right_shape(repository, layer), jobs)
     ):
         return known
-    stop, guard = threading.Event(), threading.Lock()
+    stop, guard = stop or threading.Event(), threading.Lock()
     readers: list[Reader] = []
 
     def source() -> Reader:

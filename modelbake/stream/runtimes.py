@@ -89,6 +89,11 @@ def build_runtime(
         for layer in found.layers
         for name in over_weights(names_of(repository.read(layer), layer.media_type, candidate))
     ]
+    # Somebody else may have built it meanwhile. The first one stays: images that have been made of it
+    # share its layers, and a second build's could have other digests.
+    if (theirs := find_runtime(repository, plan.runtime.name, context)) is not None:
+        output.event("runtime_found", f"{repository.name} has this runtime by now: that one is used")
+        return theirs
     config = read_document(repository, found.config)
     annotations = {
         "org.opencontainers.image.base.name": plan.base,

@@ -41,7 +41,7 @@ class TransferView:
         usual = self._output.write_line
         if self._output.live:
             self._bars = _make_bars(self._output)
-            self._whole = self._bars.add_task(f"{count} layers", total=size)
+            self._whole = self._bars.add_task(f"{count} layer{'' if count == 1 else 's'}", total=size)
             self._bars.start()
             self._output.write_line = self._line_above_the_bars
         try:
@@ -118,10 +118,10 @@ class TransferView:
 
 
 def _name(group: WeightGroup) -> str:
-    first = shown(group.files[0].path)
+    largest = shown(group.largest.path)
     more = f" +{len(group.files) - 1}" if len(group.files) > 1 else ""
     width = _NAME_WIDTH - len(more)
-    return (first if len(first) <= width else f"...{first[3 - width :]}") + more
+    return (largest if len(largest) <= width else f"...{largest[3 - width :]}") + more
 
 
 def _make_bars(output: Output) -> Progress:

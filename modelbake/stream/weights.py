@@ -55,9 +55,9 @@ class StoredLayer:
     @property
     def created_by(self) -> str:
         """What `docker history` says of it."""
-        first = self.group.files[0].path
+        largest = self.group.largest.path
         more = f" and {len(self.group.files) - 1} more" if len(self.group.files) > 1 else ""
-        return f"modelbake weights /models/{first}{more} # {self.group.size:,} bytes"
+        return f"modelbake weights /models/{largest}{more} # {self.group.size:,} bytes"
 
 
 def media_type_of(compression: str) -> str:

@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
-    """Print one line a finding. Raises DoctorFailed when something has to be mended."""
+    """Print one line a finding. Raises DoctorFailed when something has to be fixed."""
     from dataclasses import asdict
 
     from modelbake.doctor import examine
@@ -28,5 +28,5 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     else:
         for finding in findings:
             output.result(str(finding))
-    if bad := [finding.subject for finding in findings if finding.state == "mend"]:
-        raise DoctorFailed(f"to mend first: {', '.join(bad)}", hint="each line above says how")
+    if bad := [finding.subject for finding in findings if finding.state == "fix"]:
+        raise DoctorFailed(f"to fix first: {', '.join(bad)}", hint="each line above says how")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from modelbake.output import Output
-from modelbake.verbs import model_arguments
+from modelbake.verbs import for_each, model_arguments
 from modelbake.workspace import Workspace
+
+if TYPE_CHECKING:
+    from modelbake.config import ModelSpec
 
 SUMMARY = "say what `publish` would move, and what hosts would pull"
 
@@ -23,8 +27,10 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.stream.lane import Lane
     from modelbake.stream.publish import JOBS
 
+    specs = workspace.config.select(args.names, all=args.all)
     documents = []
-    for spec in workspace.config.select(args.names, all=args.all):
+
+    def plan_one(spec: ModelSpec) -> None:
         with Lane(workspace, workspace.plan(spec), secrets={}, output=output, jobs=JOBS) as lane:
             facts = lane.facts()
         document = forecast(facts)
@@ -32,5 +38,10 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         if not args.json:
             for line in in_words(document, facts.host):
                 output.result(line)
-    if args.json:
-        output.result_json(documents)
+
+    try:
+        for_each(specs, plan_one, output)
+    finally:
+        # What could be planned is said, also where one model of several could not.
+        if args.json and (documents or len(specs) > 1):
+            output.result_json(documents)

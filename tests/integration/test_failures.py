@@ -314,15 +314,15 @@ def test_doctor_finds_what_is_wrong(locked: World) -> None:
         assert re.search(rf"^ok\s+{subject}: ", well, re.M), well
     assert locked.services.password not in well
 
-    def mended(what: str, **environment: str | None) -> None:
+    def to_fix(what: str, **environment: str | None) -> None:
         ran = locked.build_py("doctor", **environment)
         assert ran.code == errors.DoctorFailed.exit_code, ran.out
-        assert re.search(rf"^mend {what}: .* -> ", ran.out, re.M), ran.out
+        assert re.search(rf"^fix {what}: .* -> ", ran.out, re.M), ran.out
         assert len(ran.out.splitlines()) >= 6, "one thing's failure does not hide the others"
 
-    mended("hub", HF_TOKEN="hf_wrong")
-    mended("hub", HF_TOKEN_PATH="absent")
-    mended("registry", MODELBAKE_REGISTRY_USER="nobody")
+    to_fix("hub", HF_TOKEN="hf_wrong")
+    to_fix("hub", HF_TOKEN_PATH="absent")
+    to_fix("registry", MODELBAKE_REGISTRY_USER="nobody")
     with EngineProxy(locked.services.docker_host, refuse_sessions=True) as proxy:
         ran = locked.build_py("doctor", DOCKER_HOST=f"tcp://127.0.0.1:{proxy.port}", PATH="/usr/bin:/bin")
         assert re.search(r"^(?:mend buildkit: .*buildx|ok\s+buildkit: .*/docker-buildx)", ran.out, re.M), (

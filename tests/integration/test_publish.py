@@ -17,6 +17,16 @@ from typing import Any
 
 import pytest
 
+from modelbake.credentials import Secret
+from modelbake.dockerconfig import RegistryCredentials
+from modelbake.errors import NotReady
+from modelbake.locked import LockedFile
+from modelbake.plan import WeightGroup
+from modelbake.registry import Registry
+from modelbake.stream.flow import TAR
+from modelbake.stream.layers import WeightLayer
+from modelbake.stream.repository import RegistryRepository
+from modelbake.stream.weights import OCI_CONFIG, StoredLayer, data_image, group_tag
 from tests.integration.conftest import TestRegistry
 from tests.integration.test_canary import found_in_bytes, found_in_files
 from tests.integration.world import TINY, BehindProxy, Services, World
@@ -484,6 +494,7 @@ def test_plan_of_what_is_there_and_of_the_next_version(released: Released, tmp_p
     assert planned["upload_bytes"] < 100_000
     assert planned["image_layers"] == len(manifest["layers"])
     assert planned["layer_order"] == "weights-first"
+    assert planned["released"] == {"digest": digest_of(released.reference), "is_this": True}
     marked = [layer for layer in manifest["layers"] if GROUP in layer.get("annotations", {})]
     assert [layer["bytes"] for layer in planned["layers"]] == [layer["size"] for layer in marked]
     runtime = planned["runtime"]["bytes"]
@@ -497,6 +508,7 @@ def test_plan_of_what_is_there_and_of_the_next_version(released: Released, tmp_p
     world.run("lock")
     world.hub.reset_log()
     planned = plan_of(world)
+    assert planned["released"] is None
     assert planned["download_bytes"] == len(shard)
     assert planned["previous"]["version"] == "1.0.0"
     assert len(shard) < planned["previous"]["containerd_bytes"] < 1.001 * len(shard)
@@ -507,6 +519,50 @@ def test_plan_of_what_is_there_and_of_the_next_version(released: Released, tmp_p
     assert "stored" in said
     assert world.hub.requests() == []
     assert world.version_tags() == ["1.0.0"]
+
+    world.models(tiny={"source": "hf://acme/next"})
+    world.run("lock")
+    assert plan_of(world)["released"] == {"digest": digest_of(released.reference), "is_this": False}
+    assert "another image: raise `version`" in world.build_py("plan", "tiny").ok().out
+
+
+def test_a_model_that_cannot_be_planned_does_not_hide_the_others(released: Released, tmp_path: Path) -> None:
+    world = released.copy(tmp_path)
+    world.models(other={"source": "hf://acme/other"}, tiny={})
+    ran = world.build_py("plan", "--all", "--json")
+    assert ran.code and [each["model"] for each in json.loads(ran.out)] == ["tiny"]
+    assert "other: " in ran.err and "1 of 2 models failed" in ran.err
+
+
+# --- a remembered layer that lies ---------------------------------------------------------------------------
+
+
+def test_a_remembered_layer_with_other_bytes_never_gets_a_version(world: World) -> None:
+    """Its tar is as it has to be: only the smoke run can find out, and a person has to know where."""
+    world.repo("acme/tiny", SMALL)
+    world.models(tiny={})
+    world.run("lock")
+    locked = json.loads((world.folder / "models.lock").read_text())["models"]["tiny"]["files"]
+    group = WeightGroup(tuple(LockedFile(each["path"], each["size"], each["sha256"]) for each in locked))
+    forged = b"".join(
+        segment.literal if segment.literal is not None else b"\4" * segment.size
+        for segment in WeightLayer(group).segments
+    )
+    services = world.services
+    credentials = RegistryCredentials(services.registry_user, Secret(services.password))
+    with Registry(services.registry, credentials) as registry:
+        weights = RegistryRepository(registry, f"{world.namespace}/weights")
+        blob = replace(weights.put(forged, TAR), media_type=TAR)
+        config, manifest = data_image(
+            (StoredLayer(group, blob, blob.digest),), None, {"architecture": "amd64", "os": "linux"}
+        )
+        weights.put(config, OCI_CONFIG)
+        weights.put_manifest(group_tag(group, "none"), manifest)
+    ran = world.build_py("publish", "tiny")
+    assert ran.code == NotReady.exit_code, ran.err
+    assert f"{world.namespace}/weights remembers has other bytes" in ran.err
+    assert f"delete its tag {group_tag(group, 'none')}" in ran.err and "no-cache" not in ran.err
+    assert world.version_tags() == []
 
 
 # --- the token ----------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_every_repository_that_cannot_be_read_is_a_line(hub: Hub) -> None:
     specs = [make_spec(hub, source, name=source.rpartition("/")[2]) for source in sources]
     redactor = Redactor()
     findings = examine_hubs(specs, redactor)
-    assert [finding.state for finding in findings] == ["mend", "mend", "mend", "ok"]
+    assert [finding.state for finding in findings] == ["fix", "fix", "fix", "ok"]
     for finding, source in zip(findings, ("gated", "hidden", "absent"), strict=False):
         assert f"hf://team/{source}" in finding.text and finding.remedy
     assert "terms have to be accepted" in findings[0].text
@@ -61,7 +61,7 @@ def test_a_token_file_that_is_not_there_is_one_line(hub: Hub, monkeypatch: pytes
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN_PATH", "absent")
     (finding,) = examine_hubs([make_spec(hub, source) for source in OPEN], Redactor())
-    assert (finding.subject, finding.state) == ("hub", "mend")
+    assert (finding.subject, finding.state) == ("hub", "fix")
     assert "HF_TOKEN_PATH=absent" in finding.text
 
 
@@ -69,4 +69,4 @@ def test_a_ca_bundle_that_is_none_is_one_line(hub: Hub, monkeypatch: pytest.Monk
     huggingface_hub.close_session()
     monkeypatch.setenv("MODELBAKE_CA_BUNDLE", __file__)
     (finding,) = examine_hubs([make_spec(hub, source) for source in OPEN], Redactor())
-    assert finding.state == "mend" and "MODELBAKE_CA_BUNDLE" in finding.text
+    assert finding.state == "fix" and "MODELBAKE_CA_BUNDLE" in finding.text

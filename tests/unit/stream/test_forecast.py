@@ -76,9 +76,9 @@ class TestForecast:
         assert told["repository"] == "registry.example.com/ml/minilm"
         assert told["source"] == "hf://acme/minilm@" + "0123456789" * 4
         assert (told["files"], told["weight_bytes"]) == (3, 612 + 466_247 + 67_108_864)
-        assert [(layer["files"], layer["first_file"], layer["bytes"]) for layer in told["layers"]] == [
+        assert [(layer["files"], layer["largest_file"], layer["bytes"]) for layer in told["layers"]] == [
             (1, "model.safetensors", SHARD),
-            (2, "config.json", BUNDLE),
+            (2, "tokenizer.json", BUNDLE),
         ]
         assert [layer["group"] for layer in told["layers"]] == [group.digest for group in plan.groups]
         assert not any(layer["stored"] for layer in told["layers"])
@@ -254,9 +254,9 @@ class TestWords:
         assert "minilm 1.0.0 -> registry.example.com/ml/minilm" in text
         assert "3 files, 67.6 MB in 2 layers (2 files share a layer)" in text
         assert "to publish" in text and "stored  " not in text
-        assert "config.json and 1 more" in text and "not in the registry yet" in text
+        assert "tokenizer.json and 1 more" in text and "not in the registry yet" in text
         assert "limit" not in text and "order      " not in text
-        assert "here no disk and about" in text and "a host's disk" not in text
+        assert "no disk here, about" in text and "a host's disk" not in text
 
     def test_of_an_update(self) -> None:
         plan = planned(version="1.1.0")
@@ -264,10 +264,17 @@ class TestWords:
         stored = [group.digest for group in plan.groups]
         text = self.said(facts_of(plan, runtime_image(), stored=stored, previous=previous))
         assert "download   0.0 MB" in text and "in the registry already: 67.6 MB" in text
-        assert "order      weights-first" in text
+        assert "order      weights-first" in text and "version    " not in text
         assert "one model 67.6 MB, 3 such models 202.7 MB, after a patch of the runtime 0.0 MB" in text
         assert "update     a host with 1.0.0 pulls 0.0 MB (containerd store: 0.0 MB)" in text
         assert "a host's disk 67.6 MB" in text
+
+    def test_of_a_version_that_is_released(self) -> None:
+        facts = replace(facts_of(planned(), runtime_image()), released="sha256:" + "12" * 32)
+        assert forecast(facts)["released"] == {"digest": "sha256:" + "12" * 32, "is_this": False}
+        assert "version    1.0.0 is sha256:121212121212, another image: raise `version`" in self.said(facts)
+        ours = replace(facts, released_is_this=True)
+        assert "version    1.0.0 is sha256:121212121212, published already" in self.said(ours)
 
     def test_of_limits(self) -> None:
         plan = planned()
