@@ -13,7 +13,8 @@ demo: $(STAMP) ## a private model -> verified, smoke-tested image in a password-
 	$(BIN)/python scripts/demo
 
 test: $(STAMP) $(REFERENCE) ## every test; starts the engine and the registry that the integration tests need
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit
+	$(BIN)/python -m pytest tests/integration
 
 check: $(STAMP) $(REFERENCE) ## what CI checks before the tests: format, lint, types
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _GRACE_SECONDS = 3.0  # for actions that clean up after Ctrl-C
+_MOMENT_SECONDS = 2.0
 
 
 def parallel(
@@ -40,6 +41,20 @@ def try_all(
     """Run `action` for every item, whatever becomes of the others; return results and errors in order."""
     outcomes, _ = _run(items, action, threads, None, stop_at_error=False)
     return [outcome for outcome in outcomes if not isinstance(outcome, _NotBegun)]
+
+
+def pausing(stop: threading.Event) -> Callable[[float], None]:
+    """Return what sleeps for some seconds, and once `stop` is set for a moment at most.
+
+    That moment is for what is finished and only has to be written down: it may be refused once more for now.
+    """
+
+    def pause(seconds: float) -> None:
+        began = time.monotonic()
+        if stop.wait(seconds):
+            time.sleep(max(0.0, min(_MOMENT_SECONDS, seconds - (time.monotonic() - began))))
+
+    return pause
 
 
 class _NotBegun:

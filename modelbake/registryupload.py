@@ -185,6 +185,7 @@ def upload_flow(registry: Registry, path: str, flow: LayerFlow) -> None:
                     failures += 1
                     flow.require_wanted()
                     _wait(registry, path, lost, failures)
+                    flow.require_wanted()
                     if _is_there(registry, path, flow):
                         return
                     if not flow.can_continue or not upload.find_out():

@@ -25,7 +25,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # see hub.py
 
-from modelbake.errors import ModelbakeError, SourceError
+from modelbake.errors import ModelbakeError, SourceError, SourceUnavailable
 from modelbake.sources.hub_errors import Place, busy, translate
 from modelbake.trust import ENVIRONMENT_HINT, trust
 
@@ -70,7 +70,13 @@ class Patience:
 class _Talk:
     place: Place
     patience: Patience
+    stop: threading.Event
     requests: int = 0
+
+    def rest(self, seconds: float) -> None:
+        """Wait before the next attempt. Raises SourceUnavailable as soon as `stop` is set."""
+        if self.stop.wait(seconds):
+            raise SourceUnavailable("stopped", subject=self.place.subject)
 
 
 _installing = threading.Lock()
@@ -79,10 +85,13 @@ _current: ContextVar[_Talk | None] = ContextVar("modelbake_hub_talk", default=No
 
 
 @contextmanager
-def talking(place: Place, patience: Patience) -> Iterator[None]:
-    """Within this block the current thread talks to one hub; every foreign exception is translated."""
+def talking(place: Place, patience: Patience, stop: threading.Event | None = None) -> Iterator[None]:
+    """Within this block the current thread talks to one hub; every foreign exception is translated.
+
+    `stop`: set to end all waiting for a busy hub, with SourceUnavailable.
+    """
     _install()
-    reset = _current.set(_Talk(place, patience))
+    reset = _current.set(_Talk(place, patience, stop or threading.Event()))
     try:
         yield
     except ModelbakeError:
@@ -129,12 +138,12 @@ class HubClient(httpx2.Client):
                 asked = _asked_wait(response)
                 if attempt >= patience.busy_attempts or (asked or 0) > patience.longest_wait:
                     raise busy(place, response.status_code, attempt, asked)
-                time.sleep(patience.wait(attempt) if asked is None else asked)
+                talk.rest(patience.wait(attempt) if asked is None else asked)
             except httpx2.TransportError as error:
                 if attempt >= patience.silent_attempts or not is_worth_retrying(error):
                     # Translated here: huggingface_hub would take the original for a reason to try again.
                     raise translate(error, place) from error
-                time.sleep(patience.wait(attempt))
+                talk.rest(patience.wait(attempt))
         raise AssertionError("unreachable")
 
 

@@ -138,7 +138,7 @@ class HubReader:
     def _locate(self, file: LockedFile) -> _Location:
         """Follow the hub's own redirects, with the token, to where the bytes are."""
         url = hf_hub_url(self._place.repo, file.path, revision=self._locked.commit, endpoint=self._place.hub)
-        with talking(self._place, self._patience):
+        with talking(self._place, self._patience, self._stop):
             for _ in range(_MOST_REDIRECTS + 1):
                 response = get_session().head(url, headers=self._headers(), follow_redirects=False)
                 if not response.is_redirect:
@@ -194,10 +194,12 @@ class HubFile:
         location: _Location | None = None
         deadline = time.monotonic() + patience.answer + file.size / _SLOWEST
         while position < file.size:
+            self._require_wanted()
             self.attempts += 1
             reached = position
             try:
                 location = location or reader._locate(file)
+                self._require_wanted()
                 response = reader._open(location, position, etag)
                 try:
                     if response.status in _GONE and not location.own:
@@ -229,8 +231,7 @@ class HubFile:
                 wait = patience.wait(failures) if broken.after is None else broken.after
                 if failures >= patience.busy_attempts or wait > patience.longest_wait:
                     raise self._failed(f"{broken} ({self.attempts} attempts)") from broken
-                if reader._stop.wait(wait):
-                    raise self._stopped() from None
+                reader._stop.wait(wait)
 
     def _check(self, response: urllib3.BaseHTTPResponse, location: _Location, position: int) -> int:
         """Look at an answer's head; return how many of its first bytes are here already."""
@@ -262,8 +263,7 @@ class HubFile:
     ) -> Iterator[bytes]:
         try:
             for piece in response.stream(size, decode_content=False):
-                if self._reader._stop.is_set():
-                    raise self._stopped()
+                self._require_wanted()
                 if skip:
                     piece, skip = piece[skip:], max(0, skip - len(piece))
                 if piece:
@@ -296,8 +296,9 @@ class HubFile:
     def _failed(self, message: str) -> SourceUnavailable:
         return SourceUnavailable(message, subject=self._subject, hint="run it again: it goes on from there")
 
-    def _stopped(self) -> SourceUnavailable:
-        return SourceUnavailable("stopped", subject=self._subject)
+    def _require_wanted(self) -> None:
+        if self._reader._stop.is_set():
+            raise SourceUnavailable("stopped", subject=self._subject)
 
 
 class _Pools:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from modelbake.errors import Interrupted, WrongBytes
 from modelbake.stream.layers import Segment, WeightLayer
-from modelbake.stream.readahead import ReadAhead
+from modelbake.stream.readahead import Kept, ReadAhead
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
@@ -170,22 +170,30 @@ class LayerFlow:
         parts = list(self.layer.parts(offset))
         # A file that is continued in its middle is not for reading ahead.
         ahead = ReadAhead(self._reader, [part.file for part, inner in parts if part.file and not inner])
-        for segment, inner in parts:
-            position = segment.start + inner
-            if segment.literal is not None:
-                literal = segment.literal[inner:]
-                self._hash(segment, literal, position)
-                yield literal
-                continue
-            assert segment.file is not None
-            self._since = time.monotonic() if position >= self._passed else self._since
-            pieces = ahead.read(segment.file, inner)
-            for piece in pieces:
-                self.require_wanted()
-                # The last piece of a wrong file must never be sent: hashed first, then handed on.
-                self._hash(segment, piece, position, attempts=pieces.attempts)
-                position += len(piece)
-                yield piece
+        try:
+            for segment, inner in parts:
+                yield from self._segment(segment, inner, ahead)
+        finally:
+            ahead.close()
+
+    def _segment(self, segment: Segment, inner: int, ahead: ReadAhead) -> Iterator[bytes]:
+        position = segment.start + inner
+        if segment.literal is not None:
+            literal = segment.literal[inner:]
+            self._hash(segment, literal, position)
+            yield literal
+            return
+        assert segment.file is not None
+        self._since = time.monotonic() if position >= self._passed else self._since
+        pieces = ahead.read(segment.file, inner)
+        for piece in pieces:
+            self.require_wanted()
+            if isinstance(pieces, Kept):
+                self._since = time.monotonic() - pieces.seconds  # it was read before its turn
+            # The last piece of a wrong file must never be sent: hashed first, then handed on.
+            self._hash(segment, piece, position, attempts=pieces.attempts)
+            position += len(piece)
+            yield piece
 
     def _hash(self, segment: Segment, piece: bytes, position: int, attempts: int = 0) -> None:
         """Hash what of a piece was not hashed before; at a file's end compare its sha256 with the lock."""

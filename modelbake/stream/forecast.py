@@ -53,7 +53,7 @@ def forecast(facts: Facts) -> dict[str, Any]:
     missing = [
         (group, size)
         for group, size in zip(weights.groups, sizes, strict=True)
-        if group.digest not in facts.stored
+        if group.digest not in facts.stored and not facts.released_is_this
     ]
     hides = sorted(set(runtime.hides)) if runtime else []
     order = choose_order(plan.spec, sum(sizes), runtime.size, hides) if runtime else None
@@ -73,14 +73,16 @@ def forecast(facts: Facts) -> dict[str, Any]:
                 "files": len(group.files),
                 "largest_file": group.largest.path,
                 "bytes": size,
-                "stored": group.digest in facts.stored,
+                "stored": group.digest in facts.stored or facts.released_is_this,
             }
             for group, size in zip(weights.groups, sizes, strict=True)
         ],
         "bundled": sum(len(group.files) for group in weights.groups if len(group.files) > 1),
         "image_layers": len(sizes) + len(runtime.layers) + 1 if runtime else None,
         "download_bytes": sum(group.size for group, _ in missing),
-        "upload_bytes": sum(size for _, size in missing) + len(model_layer(plan)),
+        "upload_bytes": 0
+        if facts.released_is_this
+        else sum(size for _, size in missing) + len(model_layer(plan)),
         "stored_bytes": sum(sizes) - sum(size for _, size in missing),
         "runtime": {
             "name": plan.runtime.name,

@@ -17,13 +17,12 @@ from modelbake.credentials import HUB_TOKEN
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.errors import (
     EngineNotFound,
-    Interrupted,
     LayoutError,
     RuntimeMissing,
 )
 from modelbake.grammar import VERSION
 from modelbake.manifest import Manifest
-from modelbake.parallel import parallel
+from modelbake.parallel import parallel, pausing
 from modelbake.plan import PLAN_LABEL, BuildPlan
 from modelbake.registry import Registry
 from modelbake.registryreply import document_of
@@ -91,10 +90,10 @@ class Lane:
             for secret in self._credentials.secrets:
                 output.redactor.add(secret)
         self._stop = threading.Event()  # set when a layer fails: the others need not go on
-        self._registry = Registry(reference.registry, self._credentials, sleep=self._pause)
+        self._registry = Registry(reference.registry, self._credentials, sleep=pausing(self._stop))
         namespace = reference.repository.rpartition("/")[0]
         prefix = f"{namespace}/" if namespace else ""
-        self.target = RegistryRepository(self._registry, reference.repository)
+        self.target = RegistryRepository(self._registry, reference.repository, self._stop)
         self.weights = RegistryRepository(self._registry, f"{prefix}{WEIGHTS_REPOSITORY}")
         self.runtimes = RegistryRepository(self._registry, f"{prefix}{RUNTIMES_REPOSITORY}")
 
@@ -130,6 +129,7 @@ class Lane:
             runtimes=self.runtimes,
             weights=self.weights,
             jobs=self._jobs,
+            stop=self._stop,
         )
         return self._finish(image.manifest, engine, sent)
 
@@ -152,8 +152,10 @@ class Lane:
             )
         released = self._tag(lambda found: found.digest == manifest.digest).current()
         engine = None if candidate_only or released else self._engine_for_smoke()
-        sent = copy_image(manifest, layout, self.target, _candidate(manifest), self._jobs)
-        return self._reference(manifest) if released else self._finish(manifest, engine, sent)
+        sent = copy_image(manifest, layout, self.target, _candidate(manifest), self._jobs, self._stop)
+        if released:
+            return self._reference(manifest)
+        return self._finish(manifest, engine, sent, layers_from=str(folder))
 
     def write_layout(self, folder: Path) -> str:
         """Write the image to an OCI layout; return `oci:DIR@sha256:...`."""
@@ -188,7 +190,9 @@ class Lane:
             self._registry.host,
             self._jobs,
             released=released.digest if released else None,
-            released_is_this=released is not None and self._is_of_this_plan(released),
+            released_is_this=released is not None
+            and self._is_of_this_plan(released)
+            and self._is_whole(released),
         )
 
     def _previous(self) -> tuple[str, Manifest] | None:
@@ -216,7 +220,7 @@ class Lane:
     def _is_of_this_plan(self, manifest: Manifest) -> bool:
         """Whether a released image was published by this lane of this very plan, with layers as asked for."""
         order, spec = _notes(manifest).get(ORDER), self._plan.spec
-        if order is None or spec.layer_order not in ("auto", order):
+        if manifest.is_index or order is None or spec.layer_order not in ("auto", order):
             return False
         kinds = {blob.media_type for blob in manifest.layers}
         if (TAR_ZSTD in kinds) != (spec.compression == "zstd"):
@@ -290,17 +294,14 @@ class Lane:
         )
         return image
 
-    def _pause(self, seconds: float) -> None:
-        """Wait as a registry asks to; not for a layer that nobody wants any more."""
-        if self._stop.wait(seconds):
-            raise Interrupted("stopped", subject=self._registry.host)
-
     def _reader(self, stop: threading.Event) -> Reader:
         from modelbake.sources import reader_for
 
         return reader_for(self._plan.locked, self._secrets.get(HUB_TOKEN), stop)
 
-    def _finish(self, manifest: Manifest, engine: Engine | None, sent: int) -> str:
+    def _finish(
+        self, manifest: Manifest, engine: Engine | None, sent: int, *, layers_from: str | None = None
+    ) -> str:
         reference = self._reference(manifest)
         self._output.event(
             "candidate",
@@ -321,8 +322,9 @@ class Lane:
             manifest,
             credentials=self._credentials,
             reports=self._workspace.reports,
-            weights=self.weights.name,
             output=self._output,
+            layers_from=layers_from or self.weights.name,
+            layout=layers_from is not None,
         )
         self._tag(lambda found: found.digest == manifest.digest).put(manifest)
         self._output.event(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from modelbake.engine_stream import telling
 from modelbake.errors import NotReady, ReportMissing
+from modelbake.plan import WeightGroup, group_files
 from modelbake.probing import WRONG_WEIGHTS_HINT
 from modelbake.push import require_passing_report
 from modelbake.report import asked_of
@@ -30,8 +31,9 @@ def prove(
     *,
     credentials: RegistryCredentials | None,
     reports: Path,
-    weights: str,
     output: Output,
+    layers_from: str,
+    layout: bool,
 ) -> None:
     """Let an engine pull and test a candidate, unless its report says that it has passed before.
 
@@ -42,8 +44,9 @@ def prove(
         manifest: what is there.
         credentials: the registry's, for the engine.
         reports: the folder of all reports.
-        weights: the repository that remembers layers, for a hint.
         output: where progress goes.
+        layers_from: the repository that remembers layers, or the folder of the OCI layout, for a hint.
+        layout: whether it is a layout.
 
     Raises what `Engine.pull` and `smoke` raise.
     """
@@ -71,22 +74,34 @@ def prove(
         )
     except NotReady as error:
         if error.hint == WRONG_WEIGHTS_HINT:
-            error.hint = _forgetting(plan, manifest, weights, error.message)
+            wrong = wrong_groups(plan, manifest, error.message)
+            error.hint = _remedy(wrong, layers_from, layout)
         raise
 
 
-def _forgetting(plan: BuildPlan, manifest: Manifest, weights: str, message: str) -> str:
-    """Return what to do about a layer with wrong bytes: the registry remembers it, and has to forget it."""
+def wrong_groups(plan: BuildPlan, manifest: Manifest, message: str) -> list[str]:
+    """Return the tags of the layers whose files a container found to be wrong or missing. Pure.
+
+    `message`: that of a container which ended with exit code 65, a line for each difference.
+    """
     entries = manifest.document()["layers"]
-    here = {str(entry.get("annotations", {}).get(GROUP)) for entry in entries}
+    marks = [mark for entry in entries if (mark := entry.get("annotations", {}).get(GROUP))]
     compression = "zstd" if any(entry["mediaType"] == TAR_ZSTD for entry in entries) else "none"
-    wrong = [
-        group_tag(group, compression)
-        for group in plan.groups
-        if group.digest in here and any(file.path in message for file in group.files)
-    ]
-    which = ", ".join(wrong) if wrong else "all of its tags group-... of this model"
+
+    def is_wrong(group: WeightGroup) -> bool:
+        paths = [file.path for file in group.files]
+        return any(f"\n  {path}: {what}: " in message for path in paths for what in ("mismatch", "missing"))
+
+    groups = group_files(plan.locked.files, max(1, len(marks)))
+    return [group_tag(group, compression) for group in groups if group.digest in marks and is_wrong(group)]
+
+
+def _remedy(wrong: list[str], layers_from: str, layout: bool) -> str:
+    if not wrong:
+        return "the runtime's layers, or its base image's, have files below /models: take them out there"
+    if layout:
+        return f"{layers_from} holds other bytes than models.lock says: write it again with `--output`"
     return (
-        f"a layer that {weights} remembers has other bytes than models.lock says: find out who may push"
-        f" there, delete its tag {which}, and the tag weights-... of this model; then publish it again"
+        f"a layer that {layers_from} remembers has other bytes than models.lock says: find out who may push"
+        f" there, delete its tag {', '.join(wrong)} and this model's tag weights-...; then publish it again"
     )

@@ -233,13 +233,20 @@ def make_image(
 
 
 def put_image(
-    image: Image, target: Repository, tag: str, *, runtimes: Repository, weights: Repository, jobs: int = JOBS
+    image: Image,
+    target: Repository,
+    tag: str,
+    *,
+    runtimes: Repository,
+    weights: Repository,
+    jobs: int = JOBS,
+    stop: threading.Event | None = None,
 ) -> int:
     """Bring every blob of an image to its repository and put the manifest; return the bytes sent for it."""
     bring = [(layer, runtimes) for layer in image.runtime.layers]
     bring += [(layer.blob, weights) for layer in image.weights]
     # A runtime may have one layer twice: it is one blob.
-    sent = sum(parallel(list(dict.fromkeys(bring)), lambda each: target.bring(*each), jobs))
+    sent = sum(parallel(list(dict.fromkeys(bring)), lambda each: target.bring(*each), jobs, stop=stop))
     for content, media_type in ((image.model, TAR), (image.config, OCI_CONFIG)):
         if not target.has(Descriptor(media_type, digest_of(content), len(content))):
             target.put(content, media_type)
@@ -248,9 +255,16 @@ def put_image(
     return sent
 
 
-def copy_image(manifest: Manifest, source: Repository, target: Repository, tag: str, jobs: int = JOBS) -> int:
+def copy_image(
+    manifest: Manifest,
+    source: Repository,
+    target: Repository,
+    tag: str,
+    jobs: int = JOBS,
+    stop: threading.Event | None = None,
+) -> int:
     """Copy an image from one repository to another, under a tag; return the bytes that were sent."""
     blobs = list(dict.fromkeys((manifest.config, *manifest.layers)))
-    sent = sum(parallel(blobs, lambda blob: target.bring(blob, source), jobs))
+    sent = sum(parallel(blobs, lambda blob: target.bring(blob, source), jobs, stop=stop))
     target.put_manifest(tag, manifest)
     return sent

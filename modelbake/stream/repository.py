@@ -7,10 +7,17 @@ well; nothing is ever written under a name before it is complete.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from modelbake.errors import ReadBackMismatch, RegistryAuthError, RegistryError, RegistryUnavailable
+from modelbake.errors import (
+    Interrupted,
+    ReadBackMismatch,
+    RegistryAuthError,
+    RegistryError,
+    RegistryUnavailable,
+)
 from modelbake.manifest import Descriptor, Manifest, digest_of
 from modelbake.registryupload import open_upload, transfer_blob, upload_flow
 
@@ -77,11 +84,15 @@ def checked(blob: Descriptor, pieces: Iterator[bytes], subject: str) -> Iterator
 
 
 class RegistryRepository:
-    """One repository of a registry; `path` is without the registry's host."""
+    """One repository of a registry; `path` is without the registry's host.
 
-    def __init__(self, registry: Registry, path: str) -> None:
+    `stop`: set to end copying a blob to it, with Interrupted.
+    """
+
+    def __init__(self, registry: Registry, path: str, stop: threading.Event | None = None) -> None:
         self.registry = registry
         self.path = path
+        self._stop = stop or threading.Event()
         self._here: set[str] = set()  # digests of blobs that the registry has said it has, with their size
 
     @property
@@ -144,5 +155,11 @@ class RegistryRepository:
                 if upload is None:
                     return 0
                 upload.cancel()  # the registry mounts nothing, and has begun an upload instead
-        transfer_blob(self.registry, self.path, blob, lambda: source.read(blob))
+        transfer_blob(self.registry, self.path, blob, lambda: self._while_wanted(source.read(blob)))
         return blob.size
+
+    def _while_wanted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._stop.is_set():
+                raise Interrupted("stopped", subject=self.name)
+            yield piece

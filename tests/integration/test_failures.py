@@ -317,7 +317,7 @@ def test_doctor_finds_what_is_wrong(locked: World) -> None:
     def to_fix(what: str, **environment: str | None) -> None:
         ran = locked.build_py("doctor", **environment)
         assert ran.code == errors.DoctorFailed.exit_code, ran.out
-        assert re.search(rf"^fix {what}: .* -> ", ran.out, re.M), ran.out
+        assert re.search(rf"^fix\s+{what}: .* -> ", ran.out, re.M), ran.out
         assert len(ran.out.splitlines()) >= 6, "one thing's failure does not hide the others"
 
     to_fix("hub", HF_TOKEN="hf_wrong")
@@ -325,12 +325,12 @@ def test_doctor_finds_what_is_wrong(locked: World) -> None:
     to_fix("registry", MODELBAKE_REGISTRY_USER="nobody")
     with EngineProxy(locked.services.docker_host, refuse_sessions=True) as proxy:
         ran = locked.build_py("doctor", DOCKER_HOST=f"tcp://127.0.0.1:{proxy.port}", PATH="/usr/bin:/bin")
-        assert re.search(r"^(?:mend buildkit: .*buildx|ok\s+buildkit: .*/docker-buildx)", ran.out, re.M), (
+        assert re.search(r"^(?:fix\s+buildkit: .*buildx|ok\s+buildkit: .*/docker-buildx)", ran.out, re.M), (
             ran.out
         )
     ran = locked.build_py("doctor", DOCKER_HOST="unix:///nowhere.sock")
     assert ran.code == errors.DoctorFailed.exit_code
-    assert re.search(r"^mend engine: .*nowhere", ran.out, re.M)
+    assert re.search(r"^fix\s+engine: .*nowhere", ran.out, re.M)
 
 
 def test_a_disk_that_is_too_small_for_the_model(locked: World, engine: Engine) -> None:

@@ -716,7 +716,7 @@ def test_close_ends_kept_connections_and_frees_the_port(repo: Repo) -> None:
     port = urlsplit(hub.url).port
     started = time.monotonic()
     hub.close()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
     connection.close()
     with Hub(repo.root, {TOKEN: None}, port=port or 0) as again:
         assert urlsplit(again.url).port == port

@@ -44,7 +44,7 @@ def make_wheel(name: str, version: str, requires: str = "") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for path, text in files.items():
-            archive.writestr(path, text)
+            archive.writestr(zipfile.ZipInfo(path), text)  # the same bytes in every process
     return buffer.getvalue()
 
 

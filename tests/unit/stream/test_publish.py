@@ -255,7 +255,7 @@ class TestTrouble:
         started = time.monotonic()
         with pytest.raises(SourceUnavailable, match="the hub is down"):
             run.ensure(layout, jobs=4)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         assert run.stop is not None and run.stop.is_set()
         assert not any(layout.has(stored(files).blob) for files in SHARDS)
         assert layout.manifest(SPEC.tag) is None and not list(layout.folder.rglob(".new-*"))

@@ -9,7 +9,7 @@ import pytest
 
 from modelbake.errors import SourceUnavailable
 from modelbake.locked import LockedFile
-from modelbake.stream.readahead import FILES, SMALL, ReadAhead
+from modelbake.stream.readahead import FILES, SMALL, Kept, ReadAhead
 
 
 def file_of(number: int, size: int = 3) -> LockedFile:
@@ -89,6 +89,26 @@ def test_a_file_that_is_continued_is_read_from_there() -> None:
     ahead = ReadAhead(reader, files[1:])
     assert b"".join(ahead.read(files[0], 4)) == b"json"
     assert b"".join(ahead.read(files[1])) == b"001.json"
+
+
+def test_nothing_more_is_read_once_it_is_closed() -> None:
+    reader = Gated()
+    ahead = ReadAhead(reader, [file_of(number) for number in range(30)])
+    first = ahead.read(file_of(0))
+    reader.wait_for(FILES)
+    ahead.close()
+    reader.gate.set()
+    assert isinstance(first, Kept) and list(first) == []
+    assert len(reader.begun) == FILES
+
+
+def test_the_seconds_are_those_of_reading() -> None:
+    reader = Gated()
+    ahead = ReadAhead(reader, [file_of(0), file_of(1)])
+    first, second = ahead.read(file_of(0)), ahead.read(file_of(1))
+    threading.Timer(0.3, reader.gate.set).start()
+    assert b"".join(first) + b"".join(second) == b"000.json001.json"
+    assert isinstance(second, Kept) and second.seconds >= 0.25
 
 
 def test_an_error_comes_when_it_is_the_files_turn() -> None:
