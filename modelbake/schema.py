@@ -23,11 +23,12 @@ from modelbake.validation import Entry, Number, Text, refusal
 Device = Literal["cuda", "any", "cpu"]
 LayerOrder = Literal["auto", "weights-first", "base-first"]
 Compression = Literal["none", "zstd"]
+Verify = Literal["full", "quick", "off"]
 DEFAULT_HUB = "https://huggingface.co"
 
 _IMAGE_ENVIRONMENT = frozenset(
     ["PATH", "PYTHONPATH"]
-    + [f"MODELBAKE_{name}" for name in ("MODEL", "PORT", "PROBE", "VERSION", "WEIGHTS")]
+    + [f"MODELBAKE_{name}" for name in ("MODEL", "PORT", "PROBE", "VERIFY", "VERSION", "WEIGHTS")]
 )
 _RESERVED_LABELS = (
     "io.modelbake.",
@@ -258,6 +259,12 @@ class Settings(Entry):
         default="none",
         description="Of the weight layers that `publish` makes. zstd: about a fifth fewer bytes, several"
         " times slower to make and to pull, and hosts need Docker Engine 23 or newer.",
+    )
+    verify: Verify = Field(
+        default="full",
+        description="What every start compares with the manifest before it serves. full: every byte. quick:"
+        " names, kinds and sizes, headers, and the bytes of the smallest files, 256 MiB at most. off:"
+        " nothing; the log warns of it.",
     )
     env: Environment = Field(
         default_factory=dict,
