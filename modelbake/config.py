@@ -61,6 +61,7 @@ class ModelSpec(Entry):
     revision: schema.Revision = "main"
     include: schema.Patterns = Field(default=("*",), strict=False)
     exclude: schema.Patterns = Field(default=(), strict=False)
+    allow_pickle: schema.PickleNames = Field(default=(), strict=False)
     runtime: schema.Name
     device: Device = "cuda"
     base: schema.Base | None = None

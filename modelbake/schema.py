@@ -84,6 +84,7 @@ Version = Annotated[str, Text(grammar.VERSION)]
 Source = Annotated[str, Text(grammar.SOURCE)]
 Revision = Annotated[str, Text(grammar.REVISION)]
 Patterns = tuple[Annotated[str, Text(grammar.PATTERN)], ...]
+PickleNames = tuple[Annotated[str, Text(grammar.PICKLE)], ...]
 Registry = Annotated[str, Text(grammar.REGISTRY)]
 Base = Annotated[str, Text(grammar.BASE)]
 Hub = Annotated[str, Text(grammar.HUB)]
@@ -209,7 +210,9 @@ class Settings(Entry):
     """What a model may say, and what `defaults` may say for all models."""
 
     explained = MappingProxyType(
-        dict.fromkeys(("version", "source"), "each model has its own, so it cannot be a default")
+        dict.fromkeys(
+            ("version", "source", "allow_pickle"), "each model has its own, so it cannot be a default"
+        )
     )
 
     revision: Revision = Field(
@@ -296,6 +299,13 @@ class ModelEntry(Settings):
     source: Source = Field(
         description="Where the weights come from: hf://organisation/name.",
         examples=list(grammar.SOURCE.examples),
+    )
+    allow_pickle: PickleNames = Field(
+        default=(),
+        strict=False,
+        description="Pickles to bake in although loading one can run any code, each by its whole name; any"
+        " other among the model's files is refused.",
+        examples=[["pytorch_model.bin"]],
     )
 
 
