@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     rows: list[Row] = []
     try:
-        with Setting(sizes) as setting:
-            story = Story(setting)
+        with contextlib.ExitStack() as ending:
+            story = Story(sizes, lambda: ending.enter_context(Setting(sizes)))
             for plan in plans:
                 rows.append(plan.row(story))
                 say(f"bench: {table(rows[-1:]).splitlines()[1]}")

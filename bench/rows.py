@@ -179,6 +179,19 @@ def cold_pull(story: Story) -> Figure:
     return median(ours) / median(naive), f"{_list(ours)} over {_list(naive)}"
 
 
+def verification(story: Story) -> Figure:
+    """Seconds of start.py's verification over those of hashlib.file_digest by one core, divided by the cores.
+
+    Medians of runs in turns. Equal files, all in the page cache.
+    """
+    runs = story.verifications()
+    start, one, *others = (median(each) for each in (runs.start, runs.one_core, runs.all_cores, runs.memory))
+    speeds = [f"{runs.bytes / seconds / 1e9:.2f} GB/s" for seconds in (start, one, *others)]
+    note = f"{speeds[0]}; hashlib {speeds[1]} on one core, {speeds[2]} in {runs.cores} processes at once,"
+    note += f" {speeds[3]} from memory; start.py {_list(runs.start)}, one core {_list(runs.one_core)}"
+    return start / (one / runs.cores), note
+
+
 def _seconds(story: Story) -> list[float]:
     return [each.run.seconds for each in story.rounds().publish]
 
@@ -220,6 +233,7 @@ PLANS: tuple[Plan, ...] = (
     Plan("three models, bytes pulled / one runtime + three weights", 1.02, three_pulled),
     Plan("three models, disk / one runtime + three weights", 1.02, three_on_disk),
     Plan("one shard changed, LoRA added: bytes sent / bytes changed", 1.01, weights_changed),
+    Plan("start verification / hashlib by all cores", 1.25, verification),
     Plan("peak memory of the client", 150, peak_memory, "MB"),
     Plan("peak memory, huge file / 1 GB file", 1.1, memory_growth),
 )

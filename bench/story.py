@@ -23,8 +23,9 @@ from bench.measure import Failed, Measured, processor_seconds
 from bench.naive import Naive, build_and_push
 from bench.recorder import Uploaded
 from bench.runtimes import add_dependency, change_app, copy_runtime, patch_base
-from bench.setting import BASE, NAMESPACE, RUNTIMES, Models, Runner, Setting, say
+from bench.setting import BASE, NAMESPACE, RUNTIMES, Models, Runner, Setting, Sizes, say
 from bench.store import sync
+from bench.verification import Verifications, verify_in_turns
 from bench.weights import write_hole, write_weights
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
@@ -34,6 +35,7 @@ from modelbake.stream.publish import copy_image
 from modelbake.stream.repository import RegistryRepository
 from tests.servers.environment import ROOT
 from tests.servers.hub import Repo
+from tests.servers.minilm import cache_folder
 
 MODEL = "model"
 CHANGES = ("app", "dependency", "base")
@@ -145,9 +147,20 @@ class Pulled:
 class Story:
     """The steps. Those that leave the registry as later ones need it are called by them."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
+    def __init__(self, sizes: Sizes, start: Callable[[], Setting]) -> None:
+        self.sizes = sizes
+        self._start = start
         self.done: dict[str, Any] = {}
+
+    @property
+    def setting(self) -> Setting:
+        """The engines, the registry and the hub: some rows need none, and what they need is started once."""
+        return self.started()
+
+    @once
+    def started(self) -> Setting:
+        """Start the setting."""
+        return self._start()
 
     # --- what there is before anything is measured ---------------------------------------------------------
 
@@ -473,6 +486,14 @@ class Story:
         if published.digest == first.digest:
             raise Failed("the change has changed nothing")
         return published, size + adapter_size
+
+    # --- what an image does before it serves ---------------------------------------------------------------
+
+    @once
+    def verifications(self) -> Verifications:
+        """Verifications of weights by start.py, and what one core hashes; no engine takes part."""
+        sizes = self.sizes
+        return verify_in_turns(cache_folder().parent / "bench", sizes.files, sizes.file_bytes, sizes.rounds)
 
     # --- models of any size --------------------------------------------------------------------------------
 

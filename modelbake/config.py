@@ -61,12 +61,14 @@ class ModelSpec(Entry):
     revision: schema.Revision = "main"
     include: schema.Patterns = Field(default=("*",), strict=False)
     exclude: schema.Patterns = Field(default=(), strict=False)
+    allow_pickle: schema.PickleNames = Field(default=(), strict=False)
     runtime: schema.Name
     device: Device = "cuda"
     base: schema.Base | None = None
     hub: schema.Hub = DEFAULT_HUB
     layer_order: schema.LayerOrder = "auto"
     compression: schema.Compression = "none"
+    verify: schema.Verify = "full"
     env: schema.Environment = Field(default_factory=dict)
     labels: schema.Labels = Field(default_factory=dict)
     smoke: SmokeSpec = Field(default_factory=SmokeSpec)

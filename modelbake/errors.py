@@ -3,6 +3,7 @@
     ModelbakeError                1   (never raised itself)
     +-- UsageError                2   the command line asks for something that does not exist
     +-- ConfigError              10   models.yaml or runtime.yaml is wrong
+    |   +-- UnfitModel           14   the locked files are not what the runtime serves, or are pickles
     +-- LockError                11   models.lock cannot be read, or is not what `lock` writes
     |   +-- LockMissing          12   the model is not in models.lock
     |   +-- LockDrift            13   models.lock no longer says what models.yaml asks for
@@ -73,6 +74,12 @@ class ConfigError(ModelbakeError):
     """models.yaml or runtime.yaml is wrong; the message has one `file:line:column: key: problem` a line."""
 
     exit_code = 10
+
+
+class UnfitModel(ConfigError):
+    """A model's locked files are not what its runtime can serve, or hold pickles that nobody asked for."""
+
+    exit_code = 14
 
 
 class LockError(ModelbakeError):

@@ -200,6 +200,18 @@ PATTERN = Grammar(
     ("*.safetensors", "onnx/*"),
     _advise_pattern,
 )
+# `.bin` is PyTorch's usual name for a pickle; other formats use it too, and no name tells them apart.
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+_PICKLE_ENDING = "|".join(
+    "".join(f"[{letter}{letter.upper()}]" for letter in suffix[1:]) for suffix in PICKLE_SUFFIXES
+)
+PICKLE = Grammar(
+    f"a pickle's whole file name, which ends in {', '.join(PICKLE_SUFFIXES[:-1])} or {PICKLE_SUFFIXES[-1]}",
+    rf"(?!.*[*?])(?=.*\.(?:{_PICKLE_ENDING})$){PATTERN.pattern}",
+    PATTERN.longest,
+    ("pytorch_model.bin",),
+    _advise_pattern,
+)
 REGISTRY = Grammar(
     "a registry such as registry.example.com:5000/team, without a scheme",
     rf"{_REGISTRY_HOST}(?:/{_COMPONENT})*",
@@ -252,5 +264,11 @@ FILE = Grammar(
     r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*",
     255,
     ("server.py",),
+)
+NEED = Grammar(
+    "what a runtime needs, in lower-case words such as tokenizer", r"[a-z]+(?: [a-z]+)*", 40, ("tokenizer",)
+)
+CLASS = Grammar(
+    "a class name or its pattern, such as *ForCausalLM", r"[A-Za-z0-9_*]+", 100, ("*ForCausalLM",)
 )
 ARGUMENT = Grammar("a word of a command: text on one line", rf"{_LINE}+", 1024, ("/app/server.py",))

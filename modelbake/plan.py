@@ -96,6 +96,7 @@ class BuildPlan:
                 "source": self.locked.source,
                 "commit": self.locked.commit,
                 "lock": self.locked.digest,
+                "verify": self.spec.verify,
                 "files": [_file_facts(file) for file in self.locked.files],
             }
         )
@@ -136,7 +137,13 @@ def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Run
     }
     # Two sets, because the `runtime` stage names no model: every model of a runtime shares its layers.
     runtime_env = {**runtime.env, "MODELBAKE_WEIGHTS": "/models", "MODELBAKE_PORT": str(runtime.port)}
-    model_env = {**spec.env, "MODELBAKE_MODEL": spec.name, "MODELBAKE_VERSION": spec.version}
+    model_env = {
+        **spec.env,
+        "MODELBAKE_MODEL": spec.name,
+        # The manifest says the same; here it overrides what a base image may have set.
+        "MODELBAKE_VERIFY": spec.verify,
+        "MODELBAKE_VERSION": spec.version,
+    }
     return BuildPlan(
         spec=spec,
         locked=locked,

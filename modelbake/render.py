@@ -39,6 +39,8 @@ PROGRAMS = (
     "start/probe.py",
     "start/serving.py",
     "start/start.py",
+    "start/weight_files.py",
+    "start/weight_headers.py",
 )
 # And with that of a runtime alone.
 RUNTIME_PROGRAMS = tuple(

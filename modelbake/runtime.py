@@ -19,6 +19,7 @@ Build = Literal["cuda", "cpu"]
 RUNTIME_FILE = "runtime.yaml"
 
 File = Annotated[str, Text(grammar.FILE)]
+Needed = Annotated[tuple[Annotated[str, Text(grammar.PATTERN)], ...], Field(min_length=1, strict=False)]
 
 
 class RuntimeEntry(Entry):
@@ -33,6 +34,10 @@ class RuntimeEntry(Entry):
     port: Annotated[int, Number("a port from 1024 to 65535", 1024, 65535, whole=True)]
     health: schema.UrlPath
     env: schema.Environment = Field(default_factory=dict)
+    # What it cannot serve without: each need with the names or patterns ('*' within a folder) that meet it.
+    needs: dict[Annotated[str, Text(grammar.NEED)], Needed] = Field(default_factory=dict)
+    # Of the `architectures` in config.json, what it can load; empty: anything.
+    architectures: tuple[Annotated[str, Text(grammar.CLASS)], ...] = Field(default=(), strict=False)
 
 
 class Runtime(RuntimeEntry):

@@ -23,11 +23,12 @@ from modelbake.validation import Entry, Number, Text, refusal
 Device = Literal["cuda", "any", "cpu"]
 LayerOrder = Literal["auto", "weights-first", "base-first"]
 Compression = Literal["none", "zstd"]
+Verify = Literal["full", "quick", "off"]
 DEFAULT_HUB = "https://huggingface.co"
 
 _IMAGE_ENVIRONMENT = frozenset(
     ["PATH", "PYTHONPATH"]
-    + [f"MODELBAKE_{name}" for name in ("MODEL", "PORT", "PROBE", "VERSION", "WEIGHTS")]
+    + [f"MODELBAKE_{name}" for name in ("MODEL", "PORT", "PROBE", "VERIFY", "VERSION", "WEIGHTS")]
 )
 _RESERVED_LABELS = (
     "io.modelbake.",
@@ -83,6 +84,7 @@ Version = Annotated[str, Text(grammar.VERSION)]
 Source = Annotated[str, Text(grammar.SOURCE)]
 Revision = Annotated[str, Text(grammar.REVISION)]
 Patterns = tuple[Annotated[str, Text(grammar.PATTERN)], ...]
+PickleNames = tuple[Annotated[str, Text(grammar.PICKLE)], ...]
 Registry = Annotated[str, Text(grammar.REGISTRY)]
 Base = Annotated[str, Text(grammar.BASE)]
 Hub = Annotated[str, Text(grammar.HUB)]
@@ -208,7 +210,9 @@ class Settings(Entry):
     """What a model may say, and what `defaults` may say for all models."""
 
     explained = MappingProxyType(
-        dict.fromkeys(("version", "source"), "each model has its own, so it cannot be a default")
+        dict.fromkeys(
+            ("version", "source", "allow_pickle"), "each model has its own, so it cannot be a default"
+        )
     )
 
     revision: Revision = Field(
@@ -259,6 +263,12 @@ class Settings(Entry):
         description="Of the weight layers that `publish` makes. zstd: about a fifth fewer bytes, several"
         " times slower to make and to pull, and hosts need Docker Engine 23 or newer.",
     )
+    verify: Verify = Field(
+        default="full",
+        description="What every start compares with the manifest before it serves. full: every byte. quick:"
+        " names, kinds and sizes, headers, and the bytes of the smallest files, 256 MiB at most. off:"
+        " nothing; the log warns of it.",
+    )
     env: Environment = Field(
         default_factory=dict,
         description="Environment of the image. Never secrets: everyone who pulls the image can read it.",
@@ -289,6 +299,13 @@ class ModelEntry(Settings):
     source: Source = Field(
         description="Where the weights come from: hf://organisation/name.",
         examples=list(grammar.SOURCE.examples),
+    )
+    allow_pickle: PickleNames = Field(
+        default=(),
+        strict=False,
+        description="Pickles to bake in although loading one can run any code, each by its whole name; any"
+        " other among the model's files is refused.",
+        examples=[["pytorch_model.bin"]],
     )
 
 

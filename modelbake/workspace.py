@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelbake.errors import ConfigError
+
 if TYPE_CHECKING:
     from modelbake.config import Config, ModelSpec
     from modelbake.context import Context
+    from modelbake.fitness import Evidence
     from modelbake.lock import Lock, LockedModel
     from modelbake.plan import BuildPlan
     from modelbake.runtime import Runtime
@@ -71,11 +75,34 @@ class Workspace:
         return require_locked(spec, self.lock)
 
     def plan(self, spec: ModelSpec) -> BuildPlan:
-        """Resolve one model to a plan."""
+        """Resolve one model to a plan. Raises what `locked` does, and UnfitModel."""
+        from modelbake.fitness import Evidence
         from modelbake.plan import make_plan
 
         config, runtimes = self._read
-        return make_plan(config, spec, self.locked(spec), runtimes[spec.runtime])
+        locked = self.locked(spec)
+        self.require_fit({spec.name: Evidence([file.path for file in locked.files])})
+        return make_plan(config, spec, locked, runtimes[spec.runtime])
+
+    def require_fit(self, evidence: Mapping[str, Evidence]) -> None:
+        """Raise UnfitModel unless each model's runtime can serve its files; `evidence` is by model name."""
+        from modelbake.fitness import objections
+        from modelbake.objections import raise_objections
+
+        config, runtimes = self._read
+        models = {name: (config.models[name], runtimes[config.models[name].runtime]) for name in evidence}
+        if any(objections(*models[name], each) for name, each in evidence.items()):
+            others = list(self._all_runtimes())
+            found = {name: objections(*models[name], each, others) for name, each in evidence.items()}
+            raise_objections(config, found)
+
+    def _all_runtimes(self) -> Iterator[Runtime]:
+        """Yield every runtime of the folder that can be read: one that no model names may be broken."""
+        from modelbake.runtime import list_runtimes, load_runtime
+
+        for name in list_runtimes(self.images):
+            with suppress(ConfigError):
+                yield load_runtime(self.images, name)
 
     def context(self, plan: BuildPlan) -> Context:
         """Render a plan to its build context."""

@@ -114,11 +114,13 @@ def dotted(key_path: KeyPath) -> str:
     return text
 
 
-def raise_problems(path: Path, problems: list[Problem] | tuple[Problem, ...]) -> None:
-    """Raise one ConfigError with all problems in the order of the file; return if there are none."""
+def raise_problems(
+    path: Path, problems: list[Problem] | tuple[Problem, ...], kind: type[ConfigError] = ConfigError
+) -> None:
+    """Raise one error of a kind with all problems in the order of the file; return if there are none."""
     if problems:
         lines = dict.fromkeys(f"{path}:{problem}" for problem in sorted(problems))
-        raise ConfigError("\n".join(lines))
+        raise kind("\n".join(lines))
 
 
 def read_yaml(path: Path, *, hint: str = "") -> YamlFile:

@@ -23,10 +23,25 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 
+@dataclass(frozen=True)
+class Resolved:
+    """What a source answered.
+
+    Attributes:
+        locked: the facts to write down.
+        upstream: every path that the source has at this commit, selected or not.
+        configuration: the content of config.json, if that was selected and had to be fetched.
+    """
+
+    locked: LockedModel
+    upstream: tuple[str, ...]
+    configuration: bytes | None
+
+
 class Source(Protocol):
     """Turns what models.yaml asks for into facts."""
 
-    def resolve(self, spec: ModelSpec, previous: LockedModel | None) -> LockedModel:
+    def resolve(self, spec: ModelSpec, previous: LockedModel | None) -> Resolved:
         """Return the commit and the path, size and sha256 of every selected file.
 
         `previous` is what the lock says; at the same commit the facts have to be the same.
@@ -107,7 +122,7 @@ def resolve_all(
     jobs: int = 8,
     done: Callable[[LockedModel], None] | None = None,
     audit: Audit | None = None,
-) -> list[LockedModel]:
+) -> list[Resolved]:
     """Resolve models, `jobs` at a time, in the order of `specs`; call `done` as each one is finished.
 
     `audit` is told of every file that had to be fetched. All models are tried, whatever becomes of others.
@@ -115,16 +130,16 @@ def resolve_all(
     class, else SourceError.
     """
 
-    def resolve(spec: ModelSpec) -> LockedModel:
-        locked = source_for(spec.source, token, audit).resolve(spec, lock.models.get(spec.name))
+    def resolve(spec: ModelSpec) -> Resolved:
+        resolved = source_for(spec.source, token, audit).resolve(spec, lock.models.get(spec.name))
         if done:
-            done(locked)
-        return locked
+            done(resolved.locked)
+        return resolved
 
-    resolved, error = _all_and_report(specs, resolve, jobs)
+    answers, error = _all_and_report(specs, resolve, jobs)
     if error:
         raise error
-    return [locked for _, locked in resolved]
+    return [resolved for _, resolved in answers]
 
 
 def compare_all(specs: Sequence[ModelSpec], lock: Lock, token: Secret | None, jobs: int = 8) -> Compared:

@@ -26,8 +26,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
 from modelbake import __version__
 from modelbake.credentials import Redactor, Secret
 from modelbake.errors import NoMatchingFiles, RevisionNotFound, SourceAuthError, SourceError, WrongBytes
+from modelbake.fitness import CONFIGURATION
 from modelbake.lock import LockedFile, LockedModel
 from modelbake.parallel import parallel
+from modelbake.sources import Resolved
 from modelbake.sources.hub_client import Patience, is_worth_retrying, talking
 from modelbake.sources.hub_errors import Place
 from modelbake.sources.hub_files import ListedFile, check_listed, differences, select_files
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _MAX_FILES = 100_000
 _THREADS = 4  # files of one model fetched at the same time
 _CHUNK = 1024 * 1024
+_LARGEST_CONFIGURATION = 1024 * 1024  # bytes; a larger config.json is hashed, and not looked into
 _SLOWEST = 64 * 1024  # bytes a second; a transfer that is slower is given up
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKEN = re.compile(r"[!-~]{1,4096}")
@@ -60,7 +63,7 @@ class HubSource:
         self._redact = Redactor([token] if token else [])
         self._patience = patience or Patience()
 
-    def resolve(self, spec: ModelSpec, previous: LockedModel | None) -> LockedModel:
+    def resolve(self, spec: ModelSpec, previous: LockedModel | None) -> Resolved:
         """Return the facts of every selected file at the commit that the revision points to now.
 
         Raises:
@@ -69,16 +72,18 @@ class HubSource:
         """
         place, api = self._open(spec)
         commit = self._commit(api, place)
-        chosen = select_files(self._list(api, place, commit), spec, place)
+        listed = self._list(api, place, commit)
+        chosen = select_files(listed, spec, place)
         unhashed = [file for file in chosen if file.sha256 is None]
-        hashed = parallel(unhashed, lambda file: self._hash(api, place, commit, file), _THREADS)
+        fetched = parallel(unhashed, lambda file: self._hash(api, place, commit, file), _THREADS)
         if not unhashed:
             # A hub lists the files of a gated repository to everyone, but does not hand them out.
             self._ask_for(api, place, commit, chosen[0])
         known = [LockedFile(file.path, file.size, file.sha256) for file in chosen if file.sha256]
-        locked = LockedModel.of(spec, commit, [*known, *hashed])
+        locked = LockedModel.of(spec, commit, [*known, *(file for file, _ in fetched)])
         _compare(previous, locked, place)
-        return locked
+        configuration = next((content for _, content in fetched if content is not None), None)
+        return Resolved(locked, tuple(sorted(file.path for file in listed)), configuration)
 
     def head(self, spec: ModelSpec) -> str:
         """Return the commit that the revision points to now; a full commit id points to itself."""
@@ -170,14 +175,22 @@ class HubSource:
         with talking(place, self._patience):
             hf_raise_for_status(get_session().head(url, headers=headers, follow_redirects=False))
 
-    def _hash(self, api: HfApi, place: Place, commit: str, file: ListedFile) -> LockedFile:
-        """Fetch a file, never holding more than a piece of it, and return its facts."""
+    def _hash(
+        self, api: HfApi, place: Place, commit: str, file: ListedFile
+    ) -> tuple[LockedFile, bytes | None]:
+        """Fetch a file and return its facts; its content too if it is config.json.
+
+        Of any other file never more than a piece is held.
+        """
         url, headers = self._request(api, place, commit, file)
+        wanted = file.path == CONFIGURATION and file.size <= _LARGEST_CONFIGURATION
+        kept = bytearray()
         started = time.monotonic()
         with talking(place, self._patience):
             for attempt in range(1, self._patience.silent_attempts + 1):
                 try:
-                    size, sha256, blob = self._digest(url, headers, file.size)
+                    kept.clear()
+                    size, sha256, blob = self._digest(url, headers, file.size, kept if wanted else None)
                     break
                 except httpx2.TransportError as error:  # the connection broke in the middle
                     if attempt == self._patience.silent_attempts or not is_worth_retrying(error):
@@ -200,10 +213,15 @@ class HubSource:
                 sha256=sha256,
                 seconds=time.monotonic() - started,
             )
-        return LockedFile(file.path, size, sha256)
+        return LockedFile(file.path, size, sha256), bytes(kept) if wanted else None
 
-    def _digest(self, url: str, headers: dict[str, str], expected: int) -> tuple[int, str, str]:
-        """Return size, sha256 and git blob sha1 of what a URL serves; stop reading what is too long."""
+    def _digest(
+        self, url: str, headers: dict[str, str], expected: int, kept: bytearray | None
+    ) -> tuple[int, str, str]:
+        """Return size, sha256 and git blob sha1 of what a URL serves; stop reading what is too long.
+
+        The content is put into `kept` if that is given.
+        """
         size = 0
         sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % expected, usedforsecurity=False)
         deadline = time.monotonic() + self._patience.answer + expected / _SLOWEST
@@ -213,6 +231,8 @@ class HubSource:
                 size += len(piece)
                 sha256.update(piece)
                 blob.update(piece)
+                if kept is not None:
+                    kept += piece
                 if size > expected:
                     break
                 if time.monotonic() > deadline:

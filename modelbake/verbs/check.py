@@ -1,13 +1,20 @@
-"""Check models.yaml and the runtimes it names; nothing is fetched and nothing is changed."""
+"""Check models.yaml, the runtimes it names, and whether these can serve what is locked.
+
+Nothing is fetched and nothing is changed.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelbake.errors import UsageError
 from modelbake.output import Output
 from modelbake.workspace import Workspace
+
+if TYPE_CHECKING:
+    from modelbake.config import Config
 
 SUMMARY = "check models.yaml"
 
@@ -32,6 +39,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 subject=f"--schema={args.schema}",
                 hint="name a file in a folder that is there, and that you may write to",
             ) from error
+    _check_locked(config, workspace, output)
     if args.json:
         output.result_json(
             {
@@ -43,3 +51,19 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     for spec in config.models.values():
         source = f"{spec.source}@{spec.revision}"
         output.result(f"{spec.name} {spec.version} {source} runtime={spec.runtime} device={spec.device}")
+
+
+def _check_locked(config: Config, workspace: Workspace, output: Output) -> None:
+    """Judge the models whose lock is of this models.yaml; of the others `lock` has to find out first."""
+    from modelbake.fitness import Evidence, warnings
+    from modelbake.lock import intent_changes
+
+    locked = {
+        name: Evidence([file.path for file in workspace.lock.models[name].files])
+        for name, spec in config.models.items()
+        if name in workspace.lock.models and not intent_changes(spec, workspace.lock.models[name])
+    }
+    workspace.require_fit(locked)
+    for name, evidence in locked.items():
+        for warning in warnings(config.models[name], evidence):
+            output.event("code_among_weights", warning, level="warning", model=name)

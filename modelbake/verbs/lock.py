@@ -1,5 +1,7 @@
 """Resolve models to facts: the commit, and the path, size and sha256 of every file. Writes models.lock.
 
+A model that its runtime cannot serve, or that holds pickles which models.yaml does not allow, is not locked.
+
 With --check nothing is written: every difference between models.yaml, models.lock and upstream is listed,
 and any makes the exit code non-zero. Upstream is asked what each revision names now, and which files the
 locked commit holds.
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from modelbake.config import ModelSpec
     from modelbake.credentials import Secret
     from modelbake.locked import Lock, LockedModel
+    from modelbake.sources import Resolved
 
 SUMMARY = "write models.lock (or --check it)"
 
@@ -64,7 +67,9 @@ def _lock(
         )
 
     lock = _replaceable(workspace, {spec.name for spec in specs}, everything=everything)
-    resolved = resolve_all(specs, lock, token, done=say, audit=output.audit)
+    answers = resolve_all(specs, lock, token, done=say, audit=output.audit)
+    _judge(answers, workspace, output)
+    resolved = [answer.locked for answer in answers]
     configured = set(workspace.config.models) if everything else None
     with exclusively(workspace.lock_path):
         # Read again: another `lock` may have written its models meanwhile.
@@ -74,6 +79,22 @@ def _lock(
         output.result(
             f"{locked.name} {locked.commit} {len(locked.files)} files {locked.size:,} bytes {locked.digest}"
         )
+
+
+def _judge(answers: list[Resolved], workspace: Workspace, output: Output) -> None:
+    """Refuse models that their runtimes cannot serve: nothing is written then. Warn of code among weights."""
+    from modelbake.fitness import Evidence, warnings
+
+    evidence = {
+        each.locked.name: Evidence(
+            [file.path for file in each.locked.files], each.upstream, each.configuration
+        )
+        for each in answers
+    }
+    workspace.require_fit(evidence)
+    for name, known in evidence.items():
+        for warning in warnings(workspace.config.models[name], known):
+            output.event("code_among_weights", warning, level="warning", model=name)
 
 
 def _replaceable(workspace: Workspace, names: set[str], *, everything: bool) -> Lock:

@@ -53,10 +53,11 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, json.dumps({"echo": order["input"]}).encode())
 HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 """
+PROGRAMS = ("start.py", "weight_files.py", "weight_headers.py", "probe.py")
 DOCKERFILE = """\
 FROM {base}
 RUN mkdir -p /opt/venv/bin && ln -s /usr/bin/python3 /opt/venv/bin/python
-COPY start.py probe.py manifest.json /modelbake/
+COPY start.py weight_files.py weight_headers.py probe.py manifest.json /modelbake/
 COPY server.py /app/
 COPY weights.bin /models/
 ENV MODE={mode}
@@ -92,8 +93,7 @@ class Images:
             context = tar(
                 {
                     "Dockerfile": DOCKERFILE.format(base=self.base, mode=mode),
-                    "start.py": (programs / "start.py").read_bytes(),
-                    "probe.py": (programs / "probe.py").read_bytes(),
+                    **{name: (programs / name).read_bytes() for name in PROGRAMS},
                     "manifest.json": json.dumps(manifest),
                     "server.py": SERVER,
                     "weights.bin": WEIGHTS if mode != "corrupt" else b"other weight",

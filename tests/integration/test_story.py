@@ -52,12 +52,12 @@ def test_a_private_model_becomes_an_image_in_a_private_registry(world: World) ->
 
 def test_the_image_runs_as_production_would_and_refuses_changed_weights(world: World) -> None:
     world.repo("acme/tiny")
-    world.models(tiny={"env": {"GREETING": "hello $HOME"}})
+    world.models(tiny={"env": {"GREETING": "hello $HOME"}, "verify": "quick"})
     world.run("lock", "build")
     config = json.loads(world.docker("image", "inspect", "modelbake/tiny:1.0.0").ok().out)[0]["Config"]
     assert config["User"] == "65532:65532"
     assert config["Entrypoint"] == ["/opt/venv/bin/python", "/modelbake/start.py"]
-    assert "GREETING=hello $HOME" in config["Env"]
+    assert {"GREETING=hello $HOME", "MODELBAKE_VERIFY=quick"} <= set(config["Env"])
 
     find = ["--entrypoint", "find", "modelbake/tiny:1.0.0", "/models", "-printf", "%P %y %m %u:%g %T@\\n"]
     listing = world.docker("run", "--rm", *find).ok().out
@@ -71,7 +71,13 @@ def test_the_image_runs_as_production_would_and_refuses_changed_weights(world: W
     ran = world.docker(*strict, *show)
     assert ran.code == 0
     assert ran.out.splitlines()[-1] == "served"
-    assert any(json.loads(line)["event"] == "verified" for line in ran.out.splitlines()[:-1])
+    (verified,) = [json.loads(line) for line in ran.out.splitlines()[:-1]]
+    assert (verified["event"], verified["verify"]) == ("verified", "quick")
+    ran = world.docker(*strict, "--env", "MODELBAKE_VERIFY=off", *show)
+    weakened, unverified = [json.loads(line) for line in ran.out.splitlines()[:-1]]
+    assert (weakened["event"], weakened["baked"]) == ("verify_weakened", "quick")
+    assert (unverified["event"], unverified["level"]) == ("unverified", "warning")
+    assert world.docker(*strict, "--env", "MODELBAKE_VERIFY=no", *show).code == 66
 
     (world.folder / "Dockerfile").write_text(
         "FROM modelbake/tiny:1.0.0\nUSER 0\nRUN printf x > /models/tokenizer/extra.bin && "

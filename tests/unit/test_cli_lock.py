@@ -20,7 +20,12 @@ from tests.servers.environment import ROOT
 from tests.servers.hub import Fault, Hub, Repo
 
 TOKEN = "hf_commandCOMMANDcommandCOMMAND012345"
-FILES = {"config.json": b'{"a": 1}', "a.safetensors": b"first shard", "b.safetensors": b"second shard"}
+FILES = {
+    "config.json": b'{"a": 1}',
+    "a.safetensors": b"first shard",
+    "b.safetensors": b"second shard",
+    "tokenizer.model": b"words",  # by its ending in Git LFS, like the shards: not fetched
+}
 
 
 @dataclass
@@ -149,3 +154,72 @@ def test_the_printed_command_is_good_for_any_folder(folder: Folder) -> None:
         *("--secret", "id=hf_token,env=HF_TOKEN", where),
     ]
     assert (folder.path / where / "sources.json").is_file()
+
+
+def test_a_model_that_its_runtime_cannot_serve_is_not_locked(folder: Folder) -> None:
+    before = (folder.path / "models.lock").read_bytes()
+    folder.repo("two").commit({"README.md": b"moved on"})
+    folder.write(one={"include": ["*.safetensors", "config.json"]}, two={})
+    done = folder.run("lock")
+    assert done.returncode == errors.UnfitModel.exit_code
+    assert "models.one.include: one lacks the tokenizer that runtime embeddings needs (tokenizer.json," in (
+        done.stderr
+    )
+    assert 'upstream has it, but tokenizer.model is not selected: add "tokenizer.model"\n' in done.stderr
+    assert (folder.path / "models.lock").read_bytes() == before, "nothing is written, of no model"
+    folder.write(one={"include": ["*.safetensors", "config.json", "tokenizer.model"]}, two={})
+    assert folder.run("lock").returncode == 0, "the remedy works"
+    assert (folder.path / "models.lock").read_bytes() != before
+
+
+def test_what_a_model_is_by_its_configuration_is_judged(folder: Folder) -> None:
+    bert = {"config.json": b'{"architectures": ["BertModel"]}', "tokenizer_config.json": b"{}"}
+    folder.repo("one").commit(bert)
+    folder.write(one={"runtime": "transformers"}, two={})
+    done = folder.run("lock", "one")
+    assert done.returncode == errors.UnfitModel.exit_code
+    assert (
+        "models.one.runtime: one is a BertModel by its config.json, and runtime transformers" in done.stderr
+    )
+    assert done.stderr.endswith("runtime embeddings would find what it needs\n")
+    folder.repo("one").commit({"config.json": b'{"architectures": ["LlamaForCausalLM"]}'})
+    assert folder.run("lock", "one").returncode == 0, "control"
+
+
+def test_pickles_are_locked_only_by_name(folder: Folder) -> None:
+    folder.repo("one").commit({"pytorch_model.bin": b"anything", "old/rng.pth": b"anything"})
+    done = folder.run("lock", "one")
+    assert done.returncode == errors.UnfitModel.exit_code
+    assert 'Leave it out with `exclude: ["*.bin", "*.pth"]`' in done.stderr
+    for keys in ({"exclude": ["*.bin", "*.pth"]}, {"allow_pickle": ["old/rng.pth", "pytorch_model.bin"]}):
+        folder.write(one=keys, two={})
+        assert folder.run("lock", "one").returncode == 0
+        assert folder.run("check").returncode == 0
+    locked = decode_lock((folder.path / "models.lock").read_bytes()).models["one"]
+    assert {"old/rng.pth", "pytorch_model.bin"} <= {file.path for file in locked.files}
+    folder.write(one={"allow_pickle": ["old/rng.pth"]}, two={})
+    for arguments in (["check"], ["render", "one", "--output", "c"], ["build", "one"]):
+        done = folder.run(*arguments)
+        assert done.returncode == errors.UnfitModel.exit_code, arguments
+        assert "one holds pytorch_model.bin: by name a pickle" in done.stderr
+
+
+def test_a_lock_is_judged_again_where_the_runtime_changed(folder: Folder) -> None:
+    folder.write(one={"runtime": "transformers"}, two={"revision": "v2"})
+    done = folder.run("check")
+    assert done.returncode == errors.UnfitModel.exit_code
+    assert "models.one.runtime: one lacks the chat template that runtime transformers needs" in done.stderr
+    assert "`build.py lock one` says whether upstream has it" in done.stderr
+    assert "two" not in done.stderr, "of what is not locked as asked for nothing is known"
+    assert done.stdout == ""
+
+
+def test_code_among_the_weights_is_warned_of(folder: Folder) -> None:
+    folder.repo("one").commit({"modeling_x.py": b"1", "config.json": b'{"auto_map": {"AutoModel": "x"}}'})
+    done = folder.run("lock", "one")
+    assert done.returncode == 0
+    assert "warning: one: modeling_x.py: code among the weights" in done.stderr
+    assert "warning: one: config.json refers to code of the repository (auto_map)" in done.stderr
+    assert "warning: one: modeling_x.py" in folder.run("check").stderr
+    folder.write(one={"exclude": ["*.py"]}, two={})
+    assert "modeling_x.py" not in folder.run("lock", "one").stderr

@@ -347,6 +347,24 @@ WRONG_VALUES = [
     ("env", "{A: hf_aBcDeFgHiJkLmNoPqRsT}", f"env.A: {SECRET}"),
     ("env", "{PROXY: http://u:hunter2@p}", f"env.PROXY: {SECRET}"),
     ("env", '{MODELBAKE_PORT: "1"}', "env.MODELBAKE_PORT: this is set by the image itself"),
+    ("env", '{MODELBAKE_VERIFY: "off"}', "env.MODELBAKE_VERIFY: this is set by the image itself"),
+    (
+        "allow_pickle",
+        '["*.bin"]',
+        f'allow_pickle[0]: expected {grammar.PICKLE.expected}, got "*.bin"',
+    ),
+    (
+        "allow_pickle",
+        "[model.safetensors]",
+        f'allow_pickle[0]: expected {grammar.PICKLE.expected}, got "model.safetensors"',
+    ),
+    ("verify", "fast", 'verify: expected one of full, quick, off; got "fast"'),
+    (
+        "verify",
+        "off",
+        'verify: off is a boolean for some YAML readers and not for others; write "off" in quotes, or true'
+        " or false",
+    ),
     (
         "labels",
         "{Team: x}",
@@ -400,7 +418,8 @@ WRONG_VALUES = [
         "zzz",
         "x",
         "zzz: unknown key; known here: revision, include, exclude, runtime, device, base, hub,"
-        " layer_order, compression, env, labels, smoke, version, source",
+        " layer_order, compression, verify, env, labels, smoke, version, source,"
+        " allow_pickle",
     ),
 ]
 

@@ -70,9 +70,16 @@ def test_the_runtime_stage_names_no_model() -> None:
     assert not {"MODELBAKE_MODEL", "MODELBAKE_VERSION", "OMP_NUM_THREADS"} & set(plan.runtime_env)
     assert plan.model_env == {
         "MODELBAKE_MODEL": "minilm",
+        "MODELBAKE_VERIFY": "full",
         "MODELBAKE_VERSION": "1.0.0",
         "OMP_NUM_THREADS": "4",
     }
+
+
+@pytest.mark.parametrize("mode", ["full", "quick", "off"])
+def test_how_much_a_start_verifies_is_baked(mode: str) -> None:
+    plan = planned(verify=mode)
+    assert json.loads(plan.manifest())["verify"] == plan.model_env["MODELBAKE_VERIFY"] == mode
 
 
 def test_the_device_chooses_the_requirements() -> None:

@@ -69,8 +69,16 @@ def test_only_what_has_to_be_said_has_to_be_said(tmp_path: Path) -> None:
     written(tmp_path, builds=None, app=None, env=None)
     runtime = load_runtime(tmp_path, "embeddings")
     assert (runtime.builds, runtime.app, runtime.env) == ({}, (), {})
+    assert (runtime.needs, runtime.architectures) == ({}, ())
     assert runtime.offers("cuda")
     assert runtime.offers("cpu")
+
+
+def test_what_a_runtime_needs_is_read(tmp_path: Path) -> None:
+    written(tmp_path, needs='{chat template: [a.jinja, "*/b.json"]}', architectures='["*ForCausalLM"]')
+    runtime = load_runtime(tmp_path, "embeddings")
+    assert runtime.needs == {"chat template": ("a.jinja", "*/b.json")}
+    assert runtime.architectures == ("*ForCausalLM",)
 
 
 def test_runtimes_are_the_folders_with_a_runtime_file(tmp_path: Path) -> None:
@@ -108,6 +116,17 @@ def test_runtimes_are_the_folders_with_a_runtime_file(tmp_path: Path) -> None:
          " give it to the container when it is started"),
         ("env", "{A: off}", "8:10: env.A: off is a boolean for some YAML readers and not for others;"
          ' write "off" in quotes, or true or false'),
+        ("needs", "{Tokenizer: [a]}",
+         "9:9: needs.Tokenizer: expected what a runtime needs, in lower-case words such as tokenizer,"
+         ' got "Tokenizer"'),
+        ("needs", "{tokenizer: []}", "9:20: needs.tokenizer: expected at least one item"),
+        ("needs", "{tokenizer: a.json}",
+         '9:20: needs.tokenizer: expected a list, got "a.json"; write ["a.json"]'),
+        ("needs", "{tokenizer: [/a]}",
+         "9:21: needs.tokenizer[0]: expected a relative file name pattern such as *.safetensors, got \"/a\";"
+         " patterns are relative to the repository: leave the first '/' or './' out"),
+        ("architectures", "[A-B]",
+         "9:17: architectures[0]: expected a class name or its pattern, such as *ForCausalLM, got \"A-B\""),
         ("description", '"a\\nb"', f'1:14: description: {LINE}, got "a\\nb"'),
         ("port", None, "1:1: port: required key missing"),
         ("comand", "[a]", "9:1: comand: unknown key; did you mean 'command'?"),

@@ -87,7 +87,7 @@ def resolve(
     hub: str, token: str | None = CANARY, previous: LockedModel | None = None, **changes: Any
 ) -> LockedModel:
     source = HubSource(Secret(token) if token else None, patience=QUICK)
-    return source.resolve(make_spec(hub, **changes), previous)
+    return source.resolve(make_spec(hub, **changes), previous).locked
 
 
 def refused(hub: str, kind: type[SourceError], token: str | None = CANARY, **changes: Any) -> str:
@@ -172,6 +172,16 @@ class TestResolve:
         assert stored is not None and not stored.lfs
         (locked,) = resolve(hub.url, include=["big.json"]).files
         assert (locked.size, locked.sha256) == (stored.size, stored.sha256)
+
+    def test_what_is_not_locked_is_told_too(self, hub: Hub, repo: Repo) -> None:
+        hub.faults.add(Fault("drop", "config.json", offset=3, count=1))
+        source = HubSource(Secret(CANARY), patience=QUICK)
+        resolved = source.resolve(make_spec(hub.url, include=["*config.json"]), None)
+        assert set(resolved.upstream) == {file.path for file in repo.head.files}
+        assert resolved.configuration == FILES["config.json"], "whole, though the first try broke off"
+        weights = source.resolve(make_spec(hub.url, include=["*.safetensors"]), None)
+        assert weights.configuration is None
+        assert weights.upstream == resolved.upstream
 
     def test_head(self, hub: Hub, repo: Repo) -> None:
         source = source_for(f"hf://{NAME}", Secret(CANARY))
@@ -542,7 +552,7 @@ class TestToken:
             "import sys; from tests.unit.test_sources_hub import *\n"
             "try: HubSource(None, patience=QUICK).resolve(make_spec(sys.argv[1]), None)\n"
             "except SourceAuthError as error: print('refused', error)\n"
-            "print(HubSource(Secret(CANARY)).resolve(make_spec(sys.argv[1]), None).commit)\n"
+            "print(HubSource(Secret(CANARY)).resolve(make_spec(sys.argv[1]), None).locked.commit)\n"
         )
         environment = {
             "PATH": os.environ["PATH"],
@@ -583,7 +593,8 @@ class TestMany:
         hub.faults.add(Fault("delay", "*/revision/*", seconds=0.8))
         done: list[str] = []
         started = time.monotonic()
-        locked = resolve_all(specs, Lock(), Secret(CANARY), done=lambda model: done.append(model.name))
+        resolved = resolve_all(specs, Lock(), Secret(CANARY), done=lambda model: done.append(model.name))
+        locked = [answer.locked for answer in resolved]
         assert time.monotonic() - started < 5, "8 x 0.8 s, one after the other"
         assert [model.name for model in locked] == [spec.name for spec in specs]
         assert sorted(done) == sorted(spec.name for spec in specs)

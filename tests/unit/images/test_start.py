@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 START = Path(__file__).parents[3] / "images" / "start" / "start.py"
+PROGRAMS = ("start.py", "weight_files.py", "weight_headers.py")
 FILES = {
     "config.json": b'{"hidden_size": 384}',
     "model.safetensors": bytes(range(256)) * 10_000,
@@ -34,7 +35,8 @@ class Image:
         self.manifest = root / "modelbake" / "manifest.json"
         self.weights = root / "models"
         self.manifest.parent.mkdir()
-        shutil.copy(START, self.program)
+        for name in PROGRAMS:
+            shutil.copy(START.parent / name, self.program.parent)
         for path, data in FILES.items():
             (self.weights / path).parent.mkdir(parents=True, exist_ok=True)
             (self.weights / path).write_bytes(data)
@@ -47,14 +49,14 @@ class Image:
     def command(self, *argv: str) -> list[str]:
         return [sys.executable, str(self.program), *argv]
 
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "MODELBAKE_WEIGHTS": str(self.weights)}
+    def environment(self, **variables: str) -> dict[str, str]:
+        return {**os.environ, "MODELBAKE_WEIGHTS": str(self.weights), **variables}
 
-    def run(self, *argv: str) -> tuple[int, list[dict[str, Any]]]:
+    def run(self, *argv: str, **variables: str) -> tuple[int, list[dict[str, Any]]]:
         """Run the program; return its exit code and its events."""
         done = subprocess.run(
             self.command(*(argv or ("--", sys.executable, "-c", 'print(\'{"event": "served"}\')'))),
-            env=self.environment(),
+            env=self.environment(**variables),
             capture_output=True,
             timeout=60,
             check=False,
@@ -84,6 +86,7 @@ def test_right_weights_are_served(image: Image) -> None:
     assert verified["level"] == "info"
     assert (verified["model"], verified["version"]) == ("minilm", "1.2.3")
     assert (verified["files"], verified["bytes"]) == (4, sum(len(data) for data in FILES.values()))
+    assert verified["verify"] == "full" and "files_not_hashed" not in verified
     assert verified["seconds"] >= 0
     assert verified["gigabytes_per_second"] > 0
     assert verified["time"].endswith("Z")
@@ -315,9 +318,9 @@ def opened(process: int, path: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("name", ["start.py", "probe.py"])
+@pytest.mark.parametrize("name", [*PROGRAMS, "probe.py"])
 def test_standard_library_of_old_pythons_only(name: str) -> None:
-    """These two run on whatever Python a base image has."""
+    """These run on whatever Python a base image has."""
     tree = ast.parse((START.parent / name).read_text(), feature_version=(3, 9))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -326,4 +329,5 @@ def test_standard_library_of_old_pythons_only(name: str) -> None:
             modules = [node.module or ""]
         else:
             continue
-        assert {module.partition(".")[0] for module in modules} <= set(sys.stdlib_module_names)
+        ours = {program.removesuffix(".py") for program in PROGRAMS}
+        assert {module.partition(".")[0] for module in modules} <= set(sys.stdlib_module_names) | ours

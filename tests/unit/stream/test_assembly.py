@@ -86,6 +86,7 @@ def test_the_runtimes_settings_are_kept_and_the_models_added() -> None:
         "PATH=/opt/venv/bin:/usr/bin",
         "HF_HUB_OFFLINE=0",
         "MODELBAKE_MODEL=minilm",
+        "MODELBAKE_VERIFY=full",
         "MODELBAKE_VERSION=1.0.0",
         "OMP_NUM_THREADS=4",
     ]
@@ -133,7 +134,11 @@ def test_a_history_that_does_not_fit_is_replaced(keys: dict[str, Any]) -> None:
 @pytest.mark.parametrize("config", [None, {}, {"Env": None, "Labels": None}])
 def test_a_runtime_without_settings(config: Any) -> None:
     document, _ = assembled("weights-first", runtime_image(config=config))
-    assert document["config"]["Env"] == ["MODELBAKE_MODEL=minilm", "MODELBAKE_VERSION=1.0.0"]
+    assert document["config"]["Env"] == [
+        "MODELBAKE_MODEL=minilm",
+        "MODELBAKE_VERIFY=full",
+        "MODELBAKE_VERSION=1.0.0",
+    ]
     assert document["config"]["Labels"]["io.modelbake.plan"] == PLAN_DIGEST
 
 
