@@ -21,12 +21,13 @@ from modelbake.errors import (
     ReportMissing,
     RuntimeMissing,
 )
-from modelbake.grammar import VERSION
 from modelbake.manifest import Manifest
 from modelbake.parallel import parallel
 from modelbake.plan import PLAN_LABEL, BuildPlan
 from modelbake.registry import Registry
 from modelbake.registryreply import document_of
+from modelbake.regression import Gate
+from modelbake.reportstore import keep_report
 from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY
 from modelbake.stream.assembly import ORDER, RuntimeImage, choose_order
 from modelbake.stream.flow import TAR_ZSTD
@@ -46,13 +47,14 @@ from modelbake.stream.publish import (
 from modelbake.stream.repository import RegistryRepository, Repository, read_document
 from modelbake.stream.runtimes import build_runtime, find_runtime
 from modelbake.stream.view import TransferView
-from modelbake.versiontag import VersionTag, precedence
+from modelbake.versiontag import VersionTag, precedence, released_versions
 
 if TYPE_CHECKING:
     from modelbake.context import Context
     from modelbake.credentials import Secret
     from modelbake.engine import Engine, LocalImage
     from modelbake.output import Output
+    from modelbake.report import Report
     from modelbake.stream.flow import Reader
     from modelbake.workspace import Workspace
 
@@ -181,11 +183,11 @@ class Lane:
 
     def _previous(self) -> tuple[str, Manifest] | None:
         """Return the newest release before this version, and its manifest."""
-        released = [tag for tag in self._registry.tags(self.target.path) if VERSION.matches(tag)]
-        older = [tag for tag in released if precedence(tag) < precedence(self._plan.version)]
-        if not older:
+        released = released_versions(self._registry, self.target.path)
+        older = (version for version in released if precedence(version) < precedence(self._plan.version))
+        newest = next(older, None)
+        if newest is None:
             return None
-        newest = max(older, key=precedence)
         manifest = self.target.manifest(newest)
         return None if manifest is None or manifest.is_index else (newest, manifest)
 
@@ -292,7 +294,8 @@ class Lane:
         )
         if engine is None:
             return reference
-        self._smoke(reference, manifest, engine)
+        report = self._smoke(reference, manifest, engine)
+        keep_report(self.target, manifest, report, self._output)
         self._tag(lambda found: found.digest == manifest.digest).put(manifest)
         self._output.event(
             "published",
@@ -303,30 +306,38 @@ class Lane:
         )
         return reference
 
-    def _smoke(self, reference: str, manifest: Manifest, engine: Engine) -> None:
-        """Let the engine pull this very digest and test it, unless its report says that it has passed."""
+    def _smoke(self, reference: str, manifest: Manifest, engine: Engine) -> Report:
+        """Let the engine pull this very digest and test it, unless its report says that it has passed.
+
+        Raises what `smoke` raises, and PerformanceRegressed where it is worse than tolerated; what is kept of
+        an earlier run and is so is measured again.
+        """
         from modelbake.engine_stream import telling
         from modelbake.push import require_passing_report
         from modelbake.report import asked_of
         from modelbake.smoke import smoke
 
         plan = self._plan
+        gate = Gate(self.target, plan.name, plan.version, plan.spec.smoke.tolerance, self._output)
         image: LocalImage | None = engine.image(reference)
         if image is not None:
             try:
-                require_passing_report(
+                kept = require_passing_report(
                     self._workspace.reports, plan.name, plan.version, image, asked_of(plan.spec)
                 )
-                self._output.event("smoke_kept", f"{plan.name} {plan.version} has passed before")
-                return
             except ReportMissing:
                 pass
+            else:
+                if gate.lets_pass(kept):
+                    self._output.event("smoke_kept", f"{plan.name} {plan.version} has passed before")
+                    gate.require(kept)
+                    return kept
         else:
             self._output.event("pull_started", f"{engine.host} pulls {reference}")
             image = engine.pull(
                 reference, self._credentials, telling(self._output, "pull_progress", "pulled")
             )
-        smoke(
+        report = smoke(
             engine,
             plan.spec,
             image,
@@ -336,6 +347,8 @@ class Lane:
             reports=self._workspace.reports,
             output=self._output,
         )
+        gate.require(report)
+        return report
 
     def _reference(self, manifest: Manifest) -> str:
         return f"{self._plan.repository}@{manifest.digest}"

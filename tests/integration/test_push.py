@@ -33,6 +33,7 @@ from modelbake.errors import (
 from modelbake.manifest import Manifest
 from modelbake.output import Output
 from modelbake.push import PushedImage, push
+from modelbake.referrers import referrers_tag
 from modelbake.registry import Registry
 from modelbake.report import write_report
 from tests.integration.conftest import TestRegistry, tar
@@ -177,7 +178,7 @@ def test_a_release_is_the_image_that_was_tested(
     assert released.config.digest == image.id
     with release.direct() as registry:
         candidate = f"candidate-{image.id[7:19]}"
-        assert registry.tags(release.path) == [VERSION, candidate]
+        assert registry.tags(release.path) == [VERSION, candidate, referrers_tag(released.digest)]
         assert registry.manifest(release.path, candidate) == released
     assert release.registry.password.reveal() not in release.log.getvalue()
 
