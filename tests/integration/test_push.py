@@ -499,6 +499,6 @@ def test_an_answer_is_json_all_the_way(release: Releasing, image: LocalImage) ->
         output=Output(stderr=log, log_format="json"),
     )
     events = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert [event["event"] for event in events] == ["push_started", "pushed"]
+    assert [event["event"] for event in events] == ["push_started", "report_kept", "pushed"]
     assert events[-1]["digest"].startswith("sha256:")
     assert Secret(release.registry.password.reveal()).reveal() not in log.getvalue()
