@@ -196,8 +196,8 @@ class TestTheTag:
         repository = repository_of(plain)
         write, lost = repository.registry.put_manifest, []
 
-        def overwritten(path: str, tag: str, manifest: Manifest) -> str:
-            digest = write(path, tag, manifest)
+        def overwritten(repository: str, tag: str, manifest: Manifest) -> str:
+            digest = write(repository, tag, manifest)
             if not lost:  # another client had read the list before ours was written
                 lost.append(put(plain, TAG, OCI_INDEX, {"manifests": []}))
             return digest
@@ -210,8 +210,8 @@ class TestTheTag:
         repository = repository_of(plain)
         write = repository.registry.put_manifest
 
-        def overwritten(path: str, tag: str, manifest: Manifest) -> str:
-            digest = write(path, tag, manifest)
+        def overwritten(repository: str, tag: str, manifest: Manifest) -> str:
+            digest = write(repository, tag, manifest)
             put(plain, TAG, OCI_INDEX, {"manifests": []})
             return digest
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -22,29 +21,10 @@ from modelbake.reportstore import REPORT_TYPE, add_report, keep_report, kept_rep
 from modelbake.schema import ToleranceEntry
 from modelbake.stream.repository import RegistryRepository
 from tests.servers.upload_registry import PASSWORD, USER, UploadRegistry
-from tests.unit.reporting import report
+from tests.unit.historical import measured
 
-REQUEST = "sha256:" + "4" * 64
 PATH = "ml/minilm"
 FAILED = {"name": "c", "passed": False, "expected": 1, "actual": 2, "seconds": 0.1}
-GPU = {"device": "cuda:NVIDIA H200", "gpu": True}
-
-
-def measured(
-    latency: float = 0.01, throughput: float = 100.0, load: float = 2.0, peak: int | None = 1000, **more: Any
-) -> Report:
-    memory = {"torch_peak_bytes": peak, "driver_bytes": 5000}
-    return report(
-        **{
-            "request": REQUEST,
-            "latency_seconds": {"p50": latency / 2, "p95": latency, "max": latency},
-            "throughput_per_second": throughput,
-            "load_seconds": load,
-            "gpu_memory": memory,
-            **GPU,
-            **more,
-        }
-    )
 
 
 ALL = ToleranceEntry(latency="20%", throughput="20%", load="50%", gpu_memory="10%")
@@ -57,19 +37,19 @@ class TestJudge:
         assert len(judgement.tolerated) == 4
 
     @pytest.mark.parametrize(
-        ("figure", "at_the_edge", "beyond"),
+        ("at_the_edge", "beyond"),
         [
-            ("latency", 0.012, 0.0121),
-            ("throughput", 80.0, 79.9),
-            ("load", 3.0, 3.01),
-            ("peak", 1100, 1101),
+            (measured(latency=0.012), measured(latency=0.0121)),
+            (measured(throughput=80.0), measured(throughput=79.9)),
+            (measured(load=3.0), measured(load=3.01)),
+            (measured(peak=1100), measured(peak=1101)),
         ],
     )
     def test_the_edge_is_tolerated_and_what_is_beyond_it_not(
-        self, figure: str, at_the_edge: float, beyond: float
+        self, at_the_edge: Report, beyond: Report
     ) -> None:
-        assert judge(ALL, measured(), measured(**{figure: at_the_edge})).worse == ()
-        assert len(judge(ALL, measured(), measured(**{figure: beyond})).worse) == 1
+        assert judge(ALL, measured(), at_the_edge).worse == ()
+        assert len(judge(ALL, measured(), beyond).worse) == 1
 
     def test_what_is_better_is_never_worse(self) -> None:
         better = measured(latency=0.0001, throughput=1e6, load=0.0, peak=0)
@@ -186,11 +166,11 @@ class TestGate:
         self, server: UploadRegistry, repository: RegistryRepository, output: Output, log: io.StringIO
     ) -> None:
         keep_report(repository, release(server, "1.0.0"), measured(version="1.0.0"), output)
-        on_cpu = measured(version="1.1.0", latency=5.0, device="cpu", gpu=False)
+        on_cpu = measured(version="1.1.0", latency=5.0, device="cpu")
         keep_report(repository, release(server, "1.1.0"), on_cpu, output)
         judged = gate(repository, output)
         assert not judged.lets_pass(measured(version="2.0.0", latency=1.0))
-        assert judged.lets_pass(measured(version="2.0.0", latency=5.5, device="cpu", gpu=False))
+        assert judged.lets_pass(measured(version="2.0.0", latency=5.5, device="cpu"))
         judged.require(measured(version="2.0.0", latency=99.0, device="cuda:NVIDIA L4"))
         assert "no earlier version has a report of cuda:NVIDIA L4" in log.getvalue()
 
@@ -220,7 +200,7 @@ class TestStore:
     ) -> None:
         manifest = release(server, "1.0.0")
         newer = measured(started_at="2025-02-01T00:00:00Z", latency=0.5)
-        for kept in (measured(), newer, measured(load=9.0), measured(device="cpu", gpu=False)):
+        for kept in (measured(), newer, measured(load=9.0), measured(device="cpu")):
             keep_report(repository, manifest, kept, output)
         found = kept_reports(repository, manifest, "minilm", "1.0.0", output)
         assert [each.device for each in found] == ["cpu", "cuda:NVIDIA H200"]
@@ -232,7 +212,7 @@ class TestStore:
         manifest = release(server, "1.0.0")
         add_report(repository, manifest, measured(), output)
         add_report(repository, manifest, measured(started_at="2026-01-01T00:00:00Z"), output)
-        add_report(repository, manifest, measured(device="cpu", gpu=False), output)
+        add_report(repository, manifest, measured(device="cpu"), output)
         add_report(repository, manifest, measured(image_id=f"sha256:{'9' * 64}", device="cuda:x"), output)
         found = kept_reports(repository, manifest, "minilm", "1.0.0", output)
         assert [each.started_at for each in found] == ["2025-01-31T12:00:00Z"] * 2
@@ -246,9 +226,7 @@ class TestStore:
             (encode_report(measured(version="1.0.1")), "is not about this version and image"),
             (encode_report(measured(image_id=f"sha256:{'9' * 64}")), "is not about this version and image"),
             (
-                encode_report(
-                    measured(passed=False, checks=[{**report().checks[0].model_dump(), "passed": False}])
-                ),
+                encode_report(measured(passed=False, checks=[FAILED])),
                 "smoke run that failed",
             ),
         ],
