@@ -194,7 +194,8 @@ class TestTheTag:
 
     def test_a_list_that_somebody_overwrites_is_written_again(self, plain: UploadRegistry) -> None:
         repository = repository_of(plain)
-        write, lost = repository.registry.put_manifest, []
+        lost: list[str] = []
+        write = repository.registry.put_manifest
 
         def overwritten(repository: str, tag: str, manifest: Manifest) -> str:
             digest = write(repository, tag, manifest)
