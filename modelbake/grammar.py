@@ -253,6 +253,12 @@ PERCENT = Grammar(
     12,
     ("20%", "2.5%"),
 )
+SHARE = Grammar(
+    'a percentage above 0 and below 100 in quotes, such as "20%"',
+    r"(?!0+(?:\.0+)?%)(?:0|[1-9][0-9]?)(?:\.[0-9]{1,3})?%",
+    8,
+    ("20%", "2.5%"),
+)
 FILE = Grammar(
     "a relative file name such as server.py",
     r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*",

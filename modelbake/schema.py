@@ -77,12 +77,6 @@ def _refuse_label(name: str) -> str:
     return ""
 
 
-def _refuse_all_of_it(percent: str) -> str:
-    if float(percent.removesuffix("%")) >= 100:
-        return "a throughput cannot fall by 100% or more: this would allow everything"
-    return ""
-
-
 Name = Annotated[str, Text(grammar.NAME)]
 ModelName = Annotated[str, Text(grammar.NAME, _refuse_taken_name)]
 Version = Annotated[str, Text(grammar.VERSION)]
@@ -201,7 +195,7 @@ class ToleranceEntry(Entry):
         description="Of the 95th percentile of the latency: 20% allows 12 ms after 10 ms.",
         examples=["20%"],
     )
-    throughput: Annotated[str | None, Text(grammar.PERCENT, _refuse_all_of_it)] = Field(
+    throughput: Annotated[str | None, Text(grammar.SHARE)] = Field(
         default=None,
         description="Of the answers a second: 20% allows 80 after 100.",
         examples=["20%"],
