@@ -70,8 +70,10 @@ def is_within(figure: Figure, before: float, now: float, tolerated: float) -> bo
 
 def change(before: float, now: float) -> str:
     """Return a change in percent of what was: `+25.0%`."""
+    if before == now:
+        return "unchanged"
     if before == 0:
-        return "unchanged" if now == 0 else "was 0"
+        return "was 0"
     return f"{(now / before - 1) * 100:+.1f}%"
 
 

@@ -62,7 +62,7 @@ class TestPage:
 
     def test_the_tiles_are_of_the_newest_release(self) -> None:
         first, load, latency, *_ = tiles(HISTORY)
-        assert (first.value, load.change, load.tone) == ("2.0.0", "+0.0% since 1.0.0", "")
+        assert (first.value, load.change, load.tone) == ("2.0.0", "unchanged since 1.0.0", "")
         assert (latency.value, latency.change, latency.tone) == ("20 ms", "+100.0% since 1.0.0", "worse")
         assert tiles([HISTORY[0], HISTORY[2]]) == []
 
