@@ -16,7 +16,7 @@ from modelbake.registryreply import document_of
 from modelbake.regression import change
 from modelbake.report import Report
 from modelbake.stream.repository import read_document
-from modelbake.tables import table
+from modelbake.tables import printable, table
 
 if TYPE_CHECKING:
     from modelbake.manifest import Manifest
@@ -201,12 +201,12 @@ def in_words(told: Mapping[str, Any]) -> list[str]:
             )
         )
     lines = table(("", before["version"], now["version"], ""), rows, right=frozenset((1, 2)))
-    lines += [f"note: {remark}" for remark in told["remarks"]]
+    lines += [printable(f"note: {remark}") for remark in told["remarks"]]
     image = told["image"]
     if image is None:
         return [*lines, "image: nothing to compare; both versions have to be in the registry"]
     for name, sides in image["changed"].items():
-        lines.append(f"{name}: {sides['before'] or '-'} -> {sides['now'] or '-'}")
+        lines.append(printable(f"{name}: {sides['before'] or '-'} -> {sides['now'] or '-'}"))
     lines.append(f"layers: {image['same_layers']} of {image['layers']} are those of {before['version']}")
     for sign, layers in (("+", image["new_layers"]), ("-", image["gone_layers"])):
         for layer in layers:
@@ -233,5 +233,5 @@ def _short(digest: str | None) -> str:
 
 
 def _maker(created_by: str) -> str:
-    text = " ".join("".join(char if char.isprintable() else " " for char in created_by).split())
+    text = printable(created_by)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

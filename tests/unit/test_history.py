@@ -144,6 +144,13 @@ class TestShown:
     def test_columns_are_as_wide_as_their_widest_cell(self) -> None:
         assert table(("A", "BB"), [("xxx", "1")], right={1}) == ["A    BB", "xxx   1"]
 
+    def test_nothing_steers_the_terminal(self) -> None:
+        bad = "cuda:\x1b]0;title\x07 x\u202e"
+        (_, line) = as_table([version("1.0.0", measured(device=bad))])
+        assert line.endswith("cuda: ]0;title x") and line.isprintable()
+        told = compare(version("1.0.0", measured()), version("1.1.0", measured(device=bad)), None, None)
+        assert all(each.isprintable() for each in in_words(told))
+
 
 class TestCompare:
     def test_a_gpu_is_compared_with_the_same_gpu(self) -> None:
