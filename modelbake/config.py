@@ -50,6 +50,7 @@ class SmokeSpec(Entry):
     startup_seconds: float = 300.0
     requests: int = 20
     checks: tuple[CheckSpec, ...] = ()
+    tolerance: schema.ToleranceEntry = Field(default_factory=schema.ToleranceEntry)
 
 
 class ModelSpec(Entry):

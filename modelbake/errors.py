@@ -27,6 +27,7 @@
     |   +-- SmokeFailed          51   an answer was not the expected one
     |   +-- NotReady             52   the container ended, or did not become ready in time
     |   +-- GpuUnavailable       53   the model needs a GPU and the engine has none
+    |   +-- PerformanceRegressed 55   it is worse than the last released version, by more than is tolerated
     +-- RegistryError            60   the registry answered something we cannot use
     |   +-- RegistryUnavailable  61   the registry cannot be reached
     |   +-- RegistryAuthError    62   the registry refused the credentials
@@ -218,6 +219,12 @@ class GpuUnavailable(SmokeError):
     """The model needs a GPU and the engine has none."""
 
     exit_code = 53
+
+
+class PerformanceRegressed(SmokeError):
+    """The version is slower, or takes more, than the last released one, by more than is tolerated."""
+
+    exit_code = 55
 
 
 class RegistryError(ModelbakeError):

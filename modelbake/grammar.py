@@ -259,6 +259,18 @@ PATH = Grammar(
 CHECK_NAME = Grammar(
     "a check's name: 1 to 100 characters on one line", rf"(?!\s){_LINE}+(?<!\s)", 100, ("dimension",)
 )
+PERCENT = Grammar(
+    'a percentage above 0 in quotes, such as "20%"',
+    r"(?!0+(?:\.0+)?%)(?:0|[1-9][0-9]{0,3})(?:\.[0-9]{1,3})?%",
+    12,
+    ("20%", "2.5%"),
+)
+SHARE = Grammar(
+    'a percentage above 0 and below 100 in quotes, such as "20%"',
+    r"(?!0+(?:\.0+)?%)(?:0|[1-9][0-9]?)(?:\.[0-9]{1,3})?%",
+    8,
+    ("20%", "2.5%"),
+)
 FILE = Grammar(
     "a relative file name such as server.py",
     r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*",

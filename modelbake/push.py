@@ -1,8 +1,9 @@
 """From a smoke-tested image to a release in the registry, with the version tag as the very last step.
 
 The engine pushes under a candidate tag. What the registry then holds is read back and compared with the
-image; only when all of it is right the same manifest bytes are put under the version tag. So whatever
-fails before that leaves no version tag. What becomes of the tag itself is `versiontag`'s.
+image, and the report is kept beside it; only when all of it is right the same manifest bytes are put under
+the version tag. So whatever fails before that leaves no version tag. What becomes of the tag itself is
+`versiontag`'s.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from modelbake.engine_stream import telling
 from modelbake.errors import ReadBackMismatch, ReportMissing
 from modelbake.manifest import Descriptor, Manifest
 from modelbake.registry import Registry
-from modelbake.report import read_report
+from modelbake.regression import Gate
+from modelbake.report import Report, read_report
+from modelbake.reportstore import add_report, keep_report
+from modelbake.schema import ToleranceEntry
+from modelbake.stream.repository import RegistryRepository
 from modelbake.versiontag import VersionTag
 
 if TYPE_CHECKING:
@@ -44,6 +49,7 @@ def push(
     asked: str,
     reports: Path,
     output: Output,
+    tolerance: ToleranceEntry | None = None,
 ) -> PushedImage:
     """Push an image that passed its smoke run, check what the registry holds, and tag it last.
 
@@ -56,15 +62,18 @@ def push(
         asked: what the model declares for its smoke run now (`report.asked_of`).
         reports: the folder of all reports.
         output: where progress goes.
+        tolerance: how much worse than the last released version it may be (default: as much as you like).
 
     Raises:
         ReportMissing: no passing report for this image id and these checks.
+        PerformanceRegressed: the report is worse than tolerated; nothing was uploaded.
         TagConflict: the version tag names another image, or somebody moved it meanwhile.
         RegistryAuthError, RegistryUnavailable, PushFailed, RegistryError: it could not be pushed.
         ReadBackMismatch: the registry holds something else than the image.
     """
     reference = split_reference(f"{repository}:{version}")
-    require_passing_report(reports, repository.rpartition("/")[2], version, image, asked)
+    model = repository.rpartition("/")[2]
+    report = require_passing_report(reports, model, version, image, asked)
     credentials = registry_auth.for_registry(reference.registry)
     if credentials is not None:
         for secret in credentials.secrets:
@@ -77,17 +86,24 @@ def push(
             version,
             same=lambda manifest: is_image(manifest, image.id, engine.info.store),
         )
+        kept = RegistryRepository(registry, reference.repository)
         if (there := tag.current()) is not None:
             release.require_blobs(there)
+            add_report(kept, there, report, output)
             output.event("already_pushed", f"{repository}:{version} is there already: {there.digest}")
             return PushedImage(f"{repository}@{there.digest}", there.digest, version, already=True)
+        Gate(kept, model, version, tolerance or ToleranceEntry(), output).require(report)
         candidate = f"{reference.name}:candidate-{image.id.removeprefix('sha256:')[:12]}"
         output.event("push_started", f"pushing {candidate}", repository=repository, image_id=image.id)
         with engine.tagged(image.id, candidate):
             pushed = engine.push(candidate, credentials, telling(output, "push_progress", "pushed"))
         manifest = release.read_back(pushed.digest, candidate.rpartition(":")[2])
         release.require_blobs(manifest)
-        manifest = tag.put(manifest)
+        keep_report(kept, manifest, report, output)
+        tagged = tag.put(manifest)
+        if tagged != manifest:  # somebody else has released the same image meanwhile
+            add_report(kept, tagged, report, output)
+        manifest = tagged
     output.event(
         "pushed",
         f"{repository}:{version} is {manifest.digest}",
@@ -99,8 +115,8 @@ def push(
     return PushedImage(f"{repository}@{manifest.digest}", manifest.digest, version, already=False)
 
 
-def require_passing_report(reports: Path, model: str, version: str, image: LocalImage, asked: str) -> None:
-    """Raise ReportMissing unless this very image passed what models.yaml asks of it now."""
+def require_passing_report(reports: Path, model: str, version: str, image: LocalImage, asked: str) -> Report:
+    """Return the report; raise ReportMissing unless this very image passed what models.yaml asks now."""
     report = read_report(reports, model, version)
     subject, hint = f"{model} {version}", f"run `build.py smoke {model}`"
     if not report.passed:
@@ -118,6 +134,7 @@ def require_passing_report(reports: Path, model: str, version: str, image: Local
             subject=subject,
             hint=hint,
         )
+    return report
 
 
 def is_image(manifest: Manifest, image_id: str, store: str) -> bool:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
 
 from modelbake.errors import ReadBackMismatch, RegistryAuthError, RegistryError, RegistryUnavailable
 from modelbake.manifest import MEDIA_TYPES, Manifest
 from modelbake.registryhttp import RegistryConnection
-from modelbake.registryreply import Reply, document_of, said
+from modelbake.registryreply import Reply, document_of, next_page, said
 
 _MOST_PAGES = 1000
+_NO_SUCH_ROUTE = (400, 404, 405)  # 404 by the specification; older registries answer the others as well
 
 
 class Registry(RegistryConnection):
@@ -59,10 +62,21 @@ class Registry(RegistryConnection):
 
     def put_manifest(self, repository: str, tag: str, manifest: Manifest) -> str:
         """Store the manifest's very bytes under a tag; return their digest."""
-        subject = f"{self.host}/{repository}:{tag}"
+        self._put(repository, tag, manifest)
+        return manifest.digest
+
+    def put_referrer(self, repository: str, manifest: Manifest) -> bool:
+        """Store a manifest that names a `subject`; tell whether the registry lists it by itself from now on.
+
+        Source: "Pushing Manifests with Subject" of the specification.
+        """
+        return "OCI-Subject" in self._put(repository, manifest.digest, manifest).headers
+
+    def _put(self, repository: str, reference: str, manifest: Manifest) -> Reply:
+        subject = f"{self.host}/{repository}{'@' if ':' in reference else ':'}{reference}"
         reply = self.ask(
             "PUT",
-            f"/v2/{repository}/manifests/{tag}",
+            f"/v2/{repository}/manifests/{reference}",
             scope=f"repository:{repository}:pull,push",
             headers={"Content-Type": manifest.media_type},
             content=manifest.body,
@@ -74,7 +88,28 @@ class Registry(RegistryConnection):
             raise ReadBackMismatch(
                 f"sent {manifest.digest}, but the registry stored {stored}", subject=subject
             )
-        return manifest.digest
+        return reply
+
+    def referrers(self, repository: str, digest: str, artifact_type: str) -> list[Any] | None:
+        """Return what the registry lists as referring to a digest; None where it keeps no such lists.
+
+        The descriptors are as the registry gives them, of other types as well: filtering is optional for it.
+        """
+        subject = f"{self.host}/{repository}@{digest}"
+        found: list[Any] = []
+        path: str | None = f"/v2/{repository}/referrers/{digest}?artifactType={quote(artifact_type, safe='')}"
+        for page in range(_MOST_PAGES):
+            if path is None:
+                return found
+            reply = self.ask("GET", path, scope=f"repository:{repository}:pull")
+            if page == 0 and reply.status in _NO_SUCH_ROUTE:
+                return None
+            listed = document_of(reply.body).get("manifests")
+            if reply.status != 200 or not isinstance(listed, list):
+                raise self._refused(reply, "would not list what refers to the image", subject)
+            found += listed
+            path = next_page(reply)
+        raise RegistryError(f"lists referrers on more than {_MOST_PAGES} pages", subject=subject)
 
     def blob_size(self, repository: str, digest: str) -> int | None:
         """Return the size of a blob in bytes as the registry says it, None where it has none."""
@@ -130,8 +165,7 @@ class Registry(RegistryConnection):
             if reply.status != 200 or not isinstance(listed, list):
                 raise self._refused(reply, "would not list the tags", subject)
             found.update(tag for tag in listed if isinstance(tag, str))
-            link = re.match(r'\s*<([^>]+)>\s*;\s*rel="?next"?', reply.headers.get("Link", ""))
-            path = link[1] if link else None
+            path = next_page(reply)
         raise RegistryError(f"lists tags on more than {_MOST_PAGES} pages", subject=subject)
 
     def _refused(self, reply: Reply, problem: str, subject: str = "") -> RegistryError:

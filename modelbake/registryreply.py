@@ -60,6 +60,12 @@ def said(reply: Reply) -> str:
     return f"HTTP {reply.status} {words}".rstrip()
 
 
+def next_page(reply: Reply) -> str | None:
+    """Return the address of a list's next page, None where this is the last one."""
+    link = re.match(r'\s*<([^>]+)>\s*;\s*rel="?next"?', reply.headers.get("Link", ""))
+    return link[1] if link else None
+
+
 def retry_after(reply: Reply) -> float:
     """Return the seconds a reply asks to wait, 0 where it says nothing usable."""
     value = reply.headers.get("Retry-After", "").strip()

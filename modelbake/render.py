@@ -1,7 +1,7 @@
 """From a plan to a build context: the rendered Dockerfile and every file it copies. Pure but for reading
 the template and the programs.
 
-The Dockerfile is `templates/Dockerfile.j2`; this is the only module that knows Jinja2.
+The Dockerfile is `templates/Dockerfile.j2`; this is the only module of a build that knows Jinja2.
 """
 
 from __future__ import annotations

@@ -19,9 +19,11 @@ from modelbake import grammar
 from modelbake.errors import ReportMissing, SmokeError
 
 if TYPE_CHECKING:
-    from modelbake.config import ModelSpec
+    from collections.abc import Sequence
 
-_LARGEST = 16 << 20  # bytes
+    from modelbake.config import CheckSpec, ModelSpec
+
+LARGEST_REPORT = 16 << 20  # bytes
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -71,7 +73,8 @@ class CheckReport(_Part):
 class Report(_Part):
     """A smoke run. Seconds are wall time; what was never reached is None.
 
-    `asked` is the digest of what the model declared for this run (`asked_of`).
+    `asked` is the digest of what the model declared for this run (`asked_of`), `request` that of the one
+    request which was repeated for latency and throughput (`request_of`).
     `device` is `cpu` or `cuda:NAME OF THE GPU`; `load_seconds` is the server's own count of loading the
     model, `ready_seconds` runs from the container's start to the first healthy answer;
     `throughput_per_second` counts answers to requests sent one after the other.
@@ -83,6 +86,7 @@ class Report(_Part):
     image_id: Digest
     lock: Digest
     asked: Digest
+    request: Digest | None = None
     passed: bool
     device: Annotated[str, Field(pattern=r"^(cpu|cuda:.+)$")]
     gpu: bool
@@ -113,8 +117,29 @@ def asked_of(model: ModelSpec) -> str:
 
     A report is about an image and these: it says nothing of a check that was declared after it.
     """
-    asked = {"device": model.device, "smoke": model.smoke.model_dump(mode="json")}
-    return f"sha256:{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}"
+    # What may be tolerated is asked of a release, not of a run.
+    smoke = model.smoke.model_dump(mode="json", exclude={"tolerance"})
+    return _digest_of({"device": model.device, "smoke": smoke})
+
+
+def measured_check(checks: Sequence[CheckSpec]) -> CheckSpec | None:
+    """Return the check whose request is repeated to measure speed: the first one that is meant to succeed."""
+    return next((check for check in checks if 200 <= check.status < 300), None)
+
+
+def request_of(model: ModelSpec) -> str | None:
+    """Return `sha256:...` of the request that speed is measured with; None where none is declared.
+
+    Latency and throughput of two versions say something about each other only where it is the same.
+    """
+    check = measured_check(model.smoke.checks)
+    if check is None:
+        return None
+    return _digest_of({"method": check.method, "path": check.path, "body": check.body})
+
+
+def _digest_of(document: Any) -> str:
+    return f"sha256:{hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()}"
 
 
 def report_path(root: Path, model: str, version: str) -> Path:
@@ -168,25 +193,30 @@ def read_report(root: Path, model: str, version: str) -> Report:
     hint = f"`build.py smoke {model}` writes it"
     try:
         with path.open("rb") as file:
-            raw = file.read(_LARGEST + 1)
+            raw = file.read(LARGEST_REPORT + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise ReportMissing("there is no smoke report", subject=f"{model} {version}", hint=hint) from None
     except OSError as error:
         raise ReportMissing(f"cannot be read ({error.strerror})", subject=str(path), hint=hint) from error
-    if len(raw) > _LARGEST:
-        raise ReportMissing(f"is larger than {_LARGEST} bytes", subject=str(path), hint=hint)
+    report = decode_report(raw, subject=str(path), hint=hint)
+    if (report.model, report.version) != (model, version):
+        raise ReportMissing(f"is the report of {report.model} {report.version}", subject=str(path), hint=hint)
+    return report
+
+
+def decode_report(raw: bytes, *, subject: str, hint: str = "") -> Report:
+    """Return the report that these bytes are. Raises ReportMissing where they are not what a run writes."""
+    if len(raw) > LARGEST_REPORT:
+        raise ReportMissing(f"is larger than {LARGEST_REPORT} bytes", subject=subject, hint=hint)
     try:
-        report = Report.model_validate(json.loads(raw, object_pairs_hook=_without_duplicates))
+        return Report.model_validate(json.loads(raw, object_pairs_hook=_without_duplicates))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         problem = f"{where}: {first['msg']}" if where else first["msg"]
-        raise ReportMissing(f"is not a report: {problem}", subject=str(path), hint=hint) from None
+        raise ReportMissing(f"is not a report: {problem}", subject=subject, hint=hint) from None
     except (ValueError, RecursionError) as error:
-        raise ReportMissing(f"is not a report: {error}", subject=str(path), hint=hint) from None
-    if (report.model, report.version) != (model, version):
-        raise ReportMissing(f"is the report of {report.model} {report.version}", subject=str(path), hint=hint)
-    return report
+        raise ReportMissing(f"is not a report: {error}", subject=subject, hint=hint) from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

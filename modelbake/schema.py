@@ -185,6 +185,31 @@ class CheckEntry(Entry):
         return self
 
 
+class ToleranceEntry(Entry):
+    """How much worse than the last released version, measured on the same device, a version may be."""
+
+    explained = MappingProxyType(
+        dict.fromkeys(("size", "image", "max_size"), "an image's size is no matter of a measurement")
+    )
+
+    latency: Annotated[str | None, Text(grammar.PERCENT)] = Field(
+        default=None,
+        description="Of the 95th percentile of the latency: 20% allows 12 ms after 10 ms.",
+        examples=["20%"],
+    )
+    throughput: Annotated[str | None, Text(grammar.SHARE)] = Field(
+        default=None,
+        description="Of the answers a second: 20% allows 80 after 100.",
+        examples=["20%"],
+    )
+    load: Annotated[str | None, Text(grammar.PERCENT)] = Field(
+        default=None, description="Of the time that loading the model takes.", examples=["50%"]
+    )
+    gpu_memory: Annotated[str | None, Text(grammar.PERCENT)] = Field(
+        default=None, description="Of the peak GPU memory.", examples=["10%"]
+    )
+
+
 class SmokeEntry(Entry):
     """How the built image is tried out before it may be pushed."""
 
@@ -196,6 +221,12 @@ class SmokeEntry(Entry):
     )
     checks: tuple[CheckEntry, ...] = Field(
         default=(), strict=False, description="Requests and their expected answers, in order."
+    )
+    tolerance: ToleranceEntry = Field(
+        default_factory=ToleranceEntry,
+        description="How much worse than the last released version on the same device a version may be, to be"
+        " released. What is not named here is not compared.",
+        examples=[{"latency": "20%", "throughput": "20%", "load": "50%", "gpu_memory": "10%"}],
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from modelbake.containers import ContainerSpec
 from modelbake.errors import EngineError, GpuUnavailable, NotReady, SmokeError, SmokeFailed
 from modelbake.probing import Probed, RunningContainer, ask, short, shown_log, why_ended
-from modelbake.report import Report, asked_of, discard_report, write_report
+from modelbake.report import (
+    Report,
+    asked_of,
+    discard_report,
+    measured_check,
+    request_of,
+    write_report,
+)
 from modelbake.verdict import (
     Judged,
     Run,
@@ -97,6 +104,7 @@ def smoke(
             version=model.version,
             lock=lock,
             asked=asked_of(model),
+            request=request_of(model),
             started_at=started_at,
             gpu=gpu,
         )
@@ -166,9 +174,8 @@ def exercise(
         run.checks.append(verdict)
         _tell(verdict, output)
     # Only a request that is meant to succeed says something about speed, and only of a server that answers.
-    meant = (check for check in smoke.checks if 200 <= check.status < 300)
     run.measured = _measure(
-        container, next(meant, None) if answering else None, smoke.requests, port, run, output
+        container, measured_check(smoke.checks) if answering else None, smoke.requests, port, run, output
     )
     verdicts = [judge_repeats(run.measured.repeat)] if run.measured.repeat else []
     verdicts += [judge_device(run.measured)] if gpu else []

@@ -88,6 +88,7 @@ def make_report(
     version: str,
     lock: str,
     asked: str,
+    request: str | None = None,
     started_at: str,
     gpu: bool,
 ) -> Report:
@@ -111,6 +112,7 @@ def make_report(
         image_id=image.id,
         lock=lock,
         asked=asked,
+        request=request if latency else None,
         passed=bool(run.checks) and not run.failed,
         device=f"cuda:{driver.gpu if driver else 'unknown'}" if gpu else "cpu",
         gpu=gpu,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelbake.errors import ReadBackMismatch, RegistryError, RegistryUnavailable, TagConflict
+from modelbake.grammar import VERSION
 from modelbake.manifest import Manifest
 from modelbake.registry import Registry
 
@@ -22,6 +23,11 @@ def precedence(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, i
     words = prerelease.split(".") if prerelease else []
     keys = tuple((not word.isdigit(), int(word) if word.isdigit() else 0, word) for word in words)
     return numbers, not prerelease, keys
+
+
+def released_versions(registry: Registry, path: str) -> list[str]:
+    """Return the versions that a repository's tags name, the newest first; none without the repository."""
+    return sorted((tag for tag in registry.tags(path) if VERSION.matches(tag)), key=precedence, reverse=True)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ class Workspace:
         return self.file.with_name("reports")
 
     @property
+    def templates(self) -> Path:
+        """The folder of the toolkit's templates."""
+        return _TOOLKIT / "templates"
+
+    @property
     def config(self) -> Config:
         """models.yaml, checked, with every runtime it names. Raises ConfigError."""
         return self._read[0]
@@ -108,10 +113,10 @@ class Workspace:
         """Render a plan to its build context."""
         from modelbake.render import render
 
-        return render(plan, templates=_TOOLKIT / "templates", programs=_TOOLKIT / "images")
+        return render(plan, templates=self.templates, programs=_TOOLKIT / "images")
 
     def runtime_context(self, plan: BuildPlan) -> Context:
         """Render the stages of a plan's runtime, without the model."""
         from modelbake.render import render_runtime
 
-        return render_runtime(plan, templates=_TOOLKIT / "templates", programs=_TOOLKIT / "images")
+        return render_runtime(plan, templates=self.templates, programs=_TOOLKIT / "images")

@@ -20,12 +20,13 @@ from modelbake.errors import (
     LayoutError,
     RuntimeMissing,
 )
-from modelbake.grammar import VERSION
 from modelbake.manifest import Manifest
 from modelbake.parallel import parallel, pausing
 from modelbake.plan import PLAN_LABEL, BuildPlan
 from modelbake.registry import Registry
 from modelbake.registryreply import document_of
+from modelbake.regression import Gate
+from modelbake.reportstore import keep_report
 from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY
 from modelbake.stream.assembly import ORDER, RuntimeImage, choose_order
 from modelbake.stream.flow import TAR_ZSTD
@@ -45,7 +46,7 @@ from modelbake.stream.publish import (
 from modelbake.stream.repository import RegistryRepository, Repository, read_document
 from modelbake.stream.runtimes import build_runtime, find_runtime
 from modelbake.stream.view import TransferView
-from modelbake.versiontag import VersionTag, precedence
+from modelbake.versiontag import VersionTag, precedence, released_versions
 
 if TYPE_CHECKING:
     from modelbake.context import Context
@@ -197,11 +198,11 @@ class Lane:
 
     def _previous(self) -> tuple[str, Manifest] | None:
         """Return the newest release before this version, and its manifest."""
-        released = [tag for tag in self._registry.tags(self.target.path) if VERSION.matches(tag)]
-        older = [tag for tag in released if precedence(tag) < precedence(self._plan.version)]
-        if not older:
+        released = released_versions(self._registry, self.target.path)
+        older = (version for version in released if precedence(version) < precedence(self._plan.version))
+        newest = next(older, None)
+        if newest is None:
             return None
-        newest = max(older, key=precedence)
         manifest = self.target.manifest(newest)
         return None if manifest is None or manifest.is_index else (newest, manifest)
 
@@ -315,17 +316,25 @@ class Lane:
             return reference
         from modelbake.stream.proving import prove
 
-        prove(
+        report = prove(
             engine,
             self._plan,
             reference,
             manifest,
             credentials=self._credentials,
             reports=self._workspace.reports,
+            gate=Gate(
+                self.target,
+                self._plan.name,
+                self._plan.version,
+                self._plan.spec.smoke.tolerance,
+                self._output,
+            ),
             output=self._output,
             layers_from=layers_from or self.weights.name,
             layout=layers_from is not None,
         )
+        keep_report(self.target, manifest, report, self._output)
         self._tag(lambda found: found.digest == manifest.digest).put(manifest)
         self._output.event(
             "published",

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from modelbake.manifest import Manifest
     from modelbake.output import Output
     from modelbake.plan import BuildPlan
+    from modelbake.regression import Gate
+    from modelbake.report import Report
 
 
 def prove(
@@ -31,11 +33,14 @@ def prove(
     *,
     credentials: RegistryCredentials | None,
     reports: Path,
+    gate: Gate,
     output: Output,
     layers_from: str,
     layout: bool,
-) -> None:
+) -> Report:
     """Let an engine pull and test a candidate, unless its report says that it has passed before.
+
+    What is kept of an earlier run and is worse than tolerated is measured again.
 
     Args:
         engine: where it runs.
@@ -44,25 +49,29 @@ def prove(
         manifest: what is there.
         credentials: the registry's, for the engine.
         reports: the folder of all reports.
+        gate: how much worse than the version before it may be.
         output: where progress goes.
         layers_from: the repository that remembers layers, or the folder of the OCI layout, for a hint.
         layout: whether it is a layout.
 
-    Raises what `Engine.pull` and `smoke` raise.
+    Raises what `Engine.pull` and `smoke` raise, and PerformanceRegressed.
     """
     image = engine.image(reference)
     if image is not None:
         try:
-            require_passing_report(reports, plan.name, plan.version, image, asked_of(plan.spec))
-            output.event("smoke_kept", f"{plan.name} {plan.version} has passed before")
-            return
+            kept = require_passing_report(reports, plan.name, plan.version, image, asked_of(plan.spec))
         except ReportMissing:
             pass
+        else:
+            if gate.lets_pass(kept):
+                output.event("smoke_kept", f"{plan.name} {plan.version} has passed before")
+                gate.require(kept)
+                return kept
     else:
         output.event("pull_started", f"{engine.host} pulls {reference}")
         image = engine.pull(reference, credentials, telling(output, "pull_progress", "pulled"))
     try:
-        smoke(
+        report = smoke(
             engine,
             plan.spec,
             image,
@@ -77,6 +86,8 @@ def prove(
             wrong = wrong_groups(plan, manifest, error.message)
             error.hint = _remedy(wrong, layers_from, layout)
         raise
+    gate.require(report)
+    return report
 
 
 def wrong_groups(plan: BuildPlan, manifest: Manifest, message: str) -> list[str]:

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
             asked=asked_of(plan.spec),
             reports=workspace.reports,
             output=output,
+            tolerance=plan.spec.smoke.tolerance,
         )
         output.result(pushed.reference)
 

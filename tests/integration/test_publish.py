@@ -97,6 +97,14 @@ def digest_of(reference: str) -> str:
     return reference.rpartition("@")[2]
 
 
+def manifests_of(world: World, name: str, tag: str) -> list[dict[str, Any]]:
+    """Return the manifest under a tag, or those that an index under it lists."""
+    path = f"{world.namespace}/{name}"
+    found = world.services.manifest(path, tag)
+    listed = found.get("manifests")
+    return [found] if listed is None else [world.services.manifest(path, each["digest"]) for each in listed]
+
+
 def manifest_of(world: World, reference: str, name: str = "tiny") -> dict[str, Any]:
     return world.services.manifest(f"{world.namespace}/{name}", digest_of(reference))
 
@@ -595,8 +603,10 @@ def test_the_token_is_found_nowhere(world: World, registry: TestRegistry) -> Non
         assert found, "control: configurations and their history are read"
     for name in ("tiny", "weights"):
         for tag in world.services.tags(f"{world.namespace}/{name}"):
-            manifest = world.services.manifest(f"{world.namespace}/{name}", tag)
-            path = f"{world.namespace}/{name}/blobs/{manifest['config']['digest']}"
-            config = world.services.registry_get(path).content
-            assert not found_in_bytes(needle, config + json.dumps(manifest).encode())
+            for manifest in manifests_of(world, name, tag):
+                # Of an image the configuration is read, of a report all of it.
+                blobs = [manifest["config"], *(manifest["layers"] if "subject" in manifest else ())]
+                paths = [f"{world.namespace}/{name}/blobs/{blob['digest']}" for blob in blobs]
+                content = b"".join(world.services.registry_get(path).content for path in paths)
+                assert not found_in_bytes(needle, content + json.dumps(manifest).encode())
     assert not world.hub.token_leaks()

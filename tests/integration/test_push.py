@@ -33,6 +33,7 @@ from modelbake.errors import (
 from modelbake.manifest import Manifest
 from modelbake.output import Output
 from modelbake.push import PushedImage, push
+from modelbake.referrers import referrers_tag
 from modelbake.registry import Registry
 from modelbake.report import write_report
 from tests.integration.conftest import TestRegistry, tar
@@ -177,7 +178,7 @@ def test_a_release_is_the_image_that_was_tested(
     assert released.config.digest == image.id
     with release.direct() as registry:
         candidate = f"candidate-{image.id[7:19]}"
-        assert registry.tags(release.path) == [VERSION, candidate]
+        assert registry.tags(release.path) == [VERSION, candidate, referrers_tag(released.digest)]
         assert registry.manifest(release.path, candidate) == released
     assert release.registry.password.reveal() not in release.log.getvalue()
 
@@ -498,6 +499,6 @@ def test_an_answer_is_json_all_the_way(release: Releasing, image: LocalImage) ->
         output=Output(stderr=log, log_format="json"),
     )
     events = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert [event["event"] for event in events] == ["push_started", "pushed"]
+    assert [event["event"] for event in events] == ["push_started", "report_kept", "pushed"]
     assert events[-1]["digest"].startswith("sha256:")
     assert Secret(release.registry.password.reveal()).reveal() not in log.getvalue()

@@ -237,7 +237,8 @@ class World:
         return self.services.tags(f"{self.namespace}/{name}")
 
     def version_tags(self, name: str = "tiny") -> list[str]:
-        return [tag for tag in self.tags(name) if not tag.startswith("candidate-")]
+        """Return the tags that are neither candidates nor lists of what refers to an image."""
+        return [tag for tag in self.tags(name) if not tag.startswith(("candidate-", "sha256-"))]
 
 
 def _unpacked_tools() -> Path:

@@ -9,7 +9,9 @@
 It wants a password. A session's bytes are kept where the connection breaks, and GET tells how many they are.
 As with CNCF distribution 3, `Range: 0-0` means none as well as one, a PATCH whose Content-Range is empty or
 begins elsewhere is refused (416), a commit compares the digest (400 DIGEST_INVALID), and a manifest is taken
-only where its blobs are. https://github.com/opencontainers/distribution-spec/blob/main/spec.md
+only where its blobs are, an index only where its manifests are. With `referrers=True` it has the referrers
+API, two entries a page, which CNCF distribution lacks.
+https://github.com/opencontainers/distribution-spec/blob/main/spec.md
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ from urllib.parse import parse_qs, urlsplit
 from tests.servers.running import RunsInThread
 
 Kind = Literal[
-    "ping", "open", "patch", "status", "commit", "cancel", "head", "blob", "put-manifest", "manifest", "tags"
-]
+    "ping", "open", "patch", "status", "commit", "cancel", "head", "blob", "put-manifest", "manifest", "tags",
+    "referrers",
+]  # fmt: skip
 USER, PASSWORD = "publisher", "registry-password"
 _ROUTES = (
     ("tags", re.compile(r"/v2/(.+)/tags/list")),
@@ -42,6 +45,7 @@ _ROUTES = (
     ("open", re.compile(r"/v2/(.+)/blobs/uploads/")),
     ("blob", re.compile(r"/v2/(.+)/blobs/(sha256:[0-9a-f]{64})")),
     ("manifest", re.compile(r"/v2/(.+)/manifests/([^/]+)")),
+    ("referrers", re.compile(r"/v2/(.+)/referrers/(sha256:[0-9a-f]{64})")),
 )
 _SESSION_KINDS: dict[str, Kind] = {"PATCH": "patch", "GET": "status", "PUT": "commit", "DELETE": "cancel"}
 _PIECE = 64 * 1024
@@ -151,6 +155,8 @@ class _Request(http.server.BaseHTTPRequestHandler):
                 return "open"
             case "tags":
                 return "tags"
+            case "referrers":
+                return "referrers"
         return "ping"
 
     def _answer(
@@ -177,6 +183,8 @@ class _Request(http.server.BaseHTTPRequestHandler):
                 self._reply(200 if found else 404, body, {"Content-Type": media_type})
             case "tags":
                 self._reply(200, json.dumps({"tags": sorted(repository.tags)}).encode())
+            case "referrers" if self.server.referrers:
+                self._referrers(repository, names[1], int(query.get("page", 0)))
             case _:
                 self._reply(200 if self.path == "/v2/" else 404, b"{}")
 
@@ -255,7 +263,10 @@ class _Request(http.server.BaseHTTPRequestHandler):
         body = b"".join(self._body(trouble.cut if trouble else None))
         document = json.loads(body)
         wanted = [each["digest"] for each in (document.get("config"), *document.get("layers", ())) if each]
-        if any(digest not in repository.blobs for digest in wanted):
+        listed = [each["digest"] for each in document.get("manifests", ())]
+        if any(digest not in repository.blobs for digest in wanted) or any(
+            digest not in repository.manifests for digest in listed
+        ):
             self._refuse(404, "MANIFEST_BLOB_UNKNOWN")
             return
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
@@ -265,7 +276,23 @@ class _Request(http.server.BaseHTTPRequestHandler):
                 repository.tags[tag] = digest
         if trouble and trouble.lose:
             raise _CutError
-        self._reply(201, b"", {"Docker-Content-Digest": digest})
+        headers = {"Docker-Content-Digest": digest}
+        if self.server.referrers and "subject" in document:
+            headers["OCI-Subject"] = document["subject"]["digest"]
+        self._reply(201, b"", headers)
+
+    def _referrers(self, repository: Repository, subject: str, page: int) -> None:
+        entries = []
+        for digest, (media_type, body) in repository.manifests.items():
+            document = json.loads(body)
+            if document.get("subject", {}).get("digest") == subject:
+                facts = {key: document[key] for key in ("artifactType", "annotations") if key in document}
+                entries.append({"mediaType": media_type, "digest": digest, "size": len(body), **facts})
+        shown = entries[2 * page : 2 * page + 2]
+        headers = {"Content-Type": "application/vnd.oci.image.index.v1+json"}
+        if len(entries) > 2 * page + 2:
+            headers["Link"] = f'<{urlsplit(self.path).path}?page={page + 1}>; rel="next"'
+        self._reply(200, json.dumps({"schemaVersion": 2, "manifests": shown}).encode(), headers)
 
     def _location(self, path: str, number: str) -> str:
         root = f"http://{self.server.host}" if self.server.absolute else ""
@@ -337,25 +364,27 @@ class _Request(http.server.BaseHTTPRequestHandler):
 class UploadRegistry(RunsInThread, http.server.ThreadingHTTPServer):
     """The server, for the length of a `with` block. `host` is its host:port.
 
-    `mounts`: whether blobs of other repositories are mounted; `absolute`: whether Location has a host.
+    `mounts`: whether blobs of other repositories are mounted; `absolute`: whether Location has a host;
+    `referrers`: whether it has the referrers API.
     `sessions`: uploads that were begun, and neither committed nor cancelled. `seen`: authorized requests.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, *, mounts: bool = True, absolute: bool = False) -> None:
+    def __init__(self, *, mounts: bool = True, absolute: bool = False, referrers: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), _Request)
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.authorization = f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
         self.lock = threading.RLock()
         self.failures: list[str] = []
-        self.reset(mounts=mounts, absolute=absolute)
+        self.reset(mounts=mounts, absolute=absolute, referrers=referrers)
 
-    def reset(self, *, mounts: bool = True, absolute: bool = False) -> None:
+    def reset(self, *, mounts: bool = True, absolute: bool = False, referrers: bool = False) -> None:
         """Forget everything, as if it had just been started."""
         self.mounts = mounts
         self.absolute = absolute
+        self.referrers = referrers
         self.repositories: dict[str, Repository] = {}
         self.sessions: dict[str, Session] = {}
         self.seen: list[Seen] = []

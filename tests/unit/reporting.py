@@ -19,6 +19,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "image_id": IMAGE_ID,
         "lock": "sha256:" + "2" * 64,
         "asked": ASKED,
+        "request": None,
         "passed": True,
         "device": "cpu",
         "gpu": False,

@@ -114,7 +114,8 @@ def test_every_key_is_read() -> None:
         labels="{org.example.team: search}",
         smoke="{startup_seconds: 60, requests: 5, checks: [{name: dim, post: /v1/e,"
         ' body: {input: [a, 1, null]}, status: 201, expect: {"length(a)": 3,'
-        " b: {approx: 1, tolerance: 1e-3}, c: {d: 1}}}, {get: /h}, {get: /h}]}",
+        " b: {approx: 1, tolerance: 1e-3}, c: {d: 1}}}, {get: /h}, {get: /h}],"
+        ' tolerance: {latency: "20%", load: "250%"}}',
     )
     assert spec.revision == "refs/pr/3"
     assert spec.include == ("*.json", "1_Pooling/config.json")
@@ -126,6 +127,8 @@ def test_every_key_is_read() -> None:
     assert spec.labels == {"org.example.team": "search"}
     assert spec.smoke.startup_seconds == 60.0
     assert spec.smoke.requests == 5
+    tolerance = spec.smoke.tolerance
+    assert (tolerance.latency, tolerance.load, tolerance.throughput) == ("20%", "250%", None)
     assert spec.smoke.checks[0] == CheckSpec(
         name="dim",
         method="POST",
@@ -399,6 +402,27 @@ WRONG_VALUES = [
         "smoke",
         "{startup_seconds: true}",
         "smoke.startup_seconds: expected a number of seconds from 1 to 86400, got the boolean true",
+    ),
+    (
+        "smoke",
+        "{tolerance: {latency: 20}}",
+        'smoke.tolerance.latency: expected a percentage above 0 in quotes, such as "20%", got the number 20',
+    ),
+    (
+        "smoke",
+        '{tolerance: {load: "0.0%"}}',
+        'smoke.tolerance.load: expected a percentage above 0 in quotes, such as "20%", got "0.0%"',
+    ),
+    (
+        "smoke",
+        '{tolerance: {throughput: "100%"}}',
+        "smoke.tolerance.throughput: expected a percentage above 0 and below 100 in quotes, such as"
+        ' "20%", got "100%"',
+    ),
+    (
+        "smoke",
+        '{tolerance: {latancy: "20%"}}',
+        "smoke.tolerance.latancy: unknown key; did you mean 'latency'?",
     ),
     ("smoke", "{request: 1}", "smoke.request: unknown key; did you mean 'requests'?"),
     ("smoke", "{checks: {}}", "smoke.checks: expected a list, got a mapping"),

@@ -44,6 +44,17 @@ def test_nothing_of_jinja_or_a_shell_survives_in_a_name(name: str, text: str) ->
 @pytest.mark.parametrize(
     ("found", "text", "matches"),
     [
+        (grammar.PERCENT, "20%", True),
+        (grammar.PERCENT, "0.5%", True),
+        (grammar.PERCENT, "3000%", True),
+        (grammar.PERCENT, "0%", False),
+        (grammar.PERCENT, "00.0%", False),
+        (grammar.PERCENT, "020%", False),
+        (grammar.PERCENT, "-5%", False),
+        (grammar.PERCENT, "20", False),
+        (grammar.SHARE, "99.999%", True),
+        (grammar.SHARE, "100%", False),
+        (grammar.SHARE, "0%", False),
         (grammar.REGISTRY, "localhost", True),
         (grammar.REGISTRY, "[::1]:5000/a", True),
         (grammar.REGISTRY, "host:5000", True),

@@ -6,8 +6,18 @@ from typing import Any
 
 import pytest
 
+from modelbake.config import CheckSpec, ModelSpec, SmokeSpec
 from modelbake.errors import ReportMissing, SmokeError
-from modelbake.report import discard_report, encode_report, read_report, report_path, write_report
+from modelbake.report import (
+    asked_of,
+    discard_report,
+    encode_report,
+    read_report,
+    report_path,
+    request_of,
+    write_report,
+)
+from modelbake.schema import ToleranceEntry
 from tests.unit.reporting import document, report
 
 FAILED_CHECK = {"name": "c", "passed": False, "expected": 1, "actual": {"x": [2]}, "seconds": 0.1}
@@ -132,3 +142,31 @@ def test_a_report_of_a_gpu_run(tmp_path: Path) -> None:
     }
     write_report(tmp_path, report(**changes))
     assert read_report(tmp_path, "minilm", "1.0.0").device == "cuda:NVIDIA H200"
+
+
+def model(**smoke: Any) -> ModelSpec:
+    return ModelSpec(
+        name="m", version="1.0.0", source="hf://a/b", runtime="r", device="cpu", smoke=SmokeSpec(**smoke)
+    )
+
+
+def test_a_report_of_an_earlier_toolkit_is_read(tmp_path: Path) -> None:
+    put(tmp_path, without("request"))
+    assert read_report(tmp_path, "minilm", "1.0.0").request is None
+
+
+def test_speed_is_measured_with_the_first_request_that_is_meant_to_succeed() -> None:
+    refused = CheckSpec(name="bad", method="GET", path="/no", status=404)
+    first = CheckSpec(name="a", method="POST", path="/v1", body={"input": "x"})
+    assert request_of(model()) is None
+    assert request_of(model(checks=(refused,))) is None
+    asked = request_of(model(checks=(refused, first)))
+    assert asked == request_of(model(checks=(first.model_copy(update={"name": "b"}), refused), requests=9))
+    for change in ({"body": {"input": "y"}}, {"path": "/v2"}, {"method": "GET", "body": None}):
+        assert request_of(model(checks=(first.model_copy(update=change),))) != asked
+
+
+def test_what_is_tolerated_is_not_asked_of_a_run() -> None:
+    tolerance = ToleranceEntry(latency="20%")
+    assert asked_of(model(tolerance=tolerance)) == asked_of(model())
+    assert asked_of(model(requests=9)) != asked_of(model()), "control"

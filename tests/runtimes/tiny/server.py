@@ -33,6 +33,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer a POST."""
+        time.sleep(float(os.environ.get("TINY_TAKES", 0)))
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self._send(200, {"sum": sum(body["numbers"])})
 
