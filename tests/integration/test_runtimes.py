@@ -1,4 +1,4 @@
-"""The runtimes beside `embeddings`: each built by the docker lane and published by the stream lane, and asked."""
+"""Each runtime built by the docker lane, published by the stream lane, and asked in both images."""
 
 from __future__ import annotations
 
