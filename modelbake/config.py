@@ -61,7 +61,7 @@ class ModelSpec(Entry):
     revision: schema.Revision = "main"
     include: schema.Patterns = Field(default=("*",), strict=False)
     exclude: schema.Patterns = Field(default=(), strict=False)
-    runtime: schema.Name
+    runtime: schema.RuntimeName
     device: Device = "cuda"
     base: schema.Base | None = None
     hub: schema.Hub = DEFAULT_HUB

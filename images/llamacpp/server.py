@@ -1,8 +1,8 @@
 """Chat completions over HTTP, as OpenAI's API has them: POST /v1/chat/completions, streamed or at once.
 
 The model, one GGUF file or its shards in ``$MODELBAKE_WEIGHTS``, is read once by llama.cpp. Its own
-server runs within this process (xllamacpp); it listens on a socket that nobody can reach. Of a request only what
-chat_parameters.py knows gets there. The rest is serving.py's.
+server runs within this process (xllamacpp); it listens on a socket that nobody can reach. Of a request only
+what chat_parameters.py knows gets there. The rest is serving.py's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Verifies the weights against the baked manifest, then becomes the server.
 
     start.py [--] COMMAND [ARGUMENT...]
+    start.py --verify                     verifies, and ends with 0
 
 The manifest is ``manifest.json`` beside this file; the weights are in ``$MODELBAKE_WEIGHTS`` (``/models``).
 They have to be exactly the manifest's files: none missing, none extra, no symbolic link anywhere, every size
@@ -306,6 +307,8 @@ def main(argv: list[str]) -> int:
             gigabytes_per_second=round(size / 1e9 / max(seconds, 1e-9), 2),
             threads=threads,
         )
+        if argv == ["--verify"]:
+            return 0
         os.execvp(command[0], command)  # noqa: S606
     except ManifestError as error:
         log("error", "manifest_unusable", file=str(path), error=str(error))
