@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from tests.integration.world import World
 from tests.servers.environment import ROOT
+from tests.servers.tiny_diffusion import tiny_diffusion
 from tests.servers.tiny_gguf import tiny_gguf
 
 pytestmark = pytest.mark.engine
@@ -42,6 +44,31 @@ def test_llamacpp(world: World) -> None:
     manifest = world.services.manifest(f"{world.namespace}/gguf", reference.rpartition("@")[2])
     assert sum(layer["size"] for layer in manifest["layers"]) <= 200e6, "compressed, with base and model"
     assert world.version_tags("gguf") == ["1.0.0"]
+
+
+@pytest.mark.skipif(
+    not os.environ.get("MODELBAKE_LARGE_TESTS"),
+    reason="a build with torch takes minutes: set MODELBAKE_LARGE_TESTS=1",
+)
+def test_diffusers(world: World) -> None:
+    pytest.importorskip("diffusers", reason="`make test` installs requirements/reference.txt")
+    world.images = ROOT / "images"
+    world.repo("acme/sd", tiny_diffusion(world.folder / "pipeline"))
+    ask = {"prompt": "a cat", "size": "64x64", "steps": 2, "seed": 1}
+    expect = {"length(data)": 1, "starts_with(data[0].b64_json, 'iVBORw0KGgo')": True}
+    checks = [{"post": "/v1/images/generations", "body": ask, "expect": expect}]
+    world.models(
+        sd={
+            "source": "hf://acme/sd",
+            "runtime": "diffusers",
+            "device": "cpu" if world.services.wheels_cpu else "any",
+            "smoke": {"requests": 2, "checks": checks},
+        }
+    )
+    world.run("lock", "build", "smoke")
+    world.login(world.services)
+    world.run("publish")
+    assert world.version_tags("sd") == ["1.0.0"]
 
 
 APP = """
