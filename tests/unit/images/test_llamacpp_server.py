@@ -53,7 +53,7 @@ def weights(folder: Path) -> Path:
 def server(weights: Path, folder: Path) -> Iterator[ModelServer]:
     limits = {"MODELBAKE_DEFAULT_MAX_TOKENS": "40", "MODELBAKE_MAX_WAITING": "4"}
     with start(weights, folder, **limits) as running:
-        assert running.wait().status == 503
+        running.wait()
         yield running
 
 
