@@ -63,7 +63,7 @@ class ModelSpec(Entry):
     include: schema.Patterns = Field(default=("*",), strict=False)
     exclude: schema.Patterns = Field(default=(), strict=False)
     allow_pickle: schema.PickleNames = Field(default=(), strict=False)
-    runtime: schema.Name
+    runtime: schema.RuntimeName
     device: Device = "cuda"
     base: schema.Base | None = None
     hub: schema.Hub = DEFAULT_HUB

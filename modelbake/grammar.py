@@ -89,6 +89,13 @@ def _advise_lower_case(text: str) -> str:
     return f"did you mean {quoted(lower)}?" if NAME.matches(lower) else ""
 
 
+def _advise_runtime(text: str) -> str:
+    path = text.removeprefix("./").rstrip("/")
+    if "/" in text and RUNTIME.matches(f"./{path}"):
+        return f"did you mean {quoted('./' + path)}?"
+    return _advise_lower_case(text)
+
+
 def _advise_version(text: str) -> str:
     if date := re.fullmatch(r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})", text):
         return f"write {quoted('.'.join(str(int(part)) for part in date.groups()))} in quotes"
@@ -168,6 +175,14 @@ NAME = Grammar(
     64,
     ("minilm", "llama-3.2-1b"),
     _advise_lower_case,
+)
+_FOLDER = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+RUNTIME = Grammar(
+    "a runtime's name, or ./ and the path of a folder beside models.yaml whose last part is a name",
+    rf"(?:\./(?:{_FOLDER}/)*)?{NAME.pattern}",
+    250,
+    ("embeddings", "./services/chat"),
+    _advise_runtime,
 )
 VERSION = Grammar(
     'a semantic version in quotes, such as "1.4.0"',

@@ -136,7 +136,9 @@ def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Run
         LABEL_PREFIX + "device": spec.device,
     }
     # Two sets, because the `runtime` stage names no model: every model of a runtime shares its layers.
-    runtime_env = {**runtime.env, "MODELBAKE_WEIGHTS": "/models", "MODELBAKE_PORT": str(runtime.port)}
+    runtime_env = {**runtime.env, "MODELBAKE_WEIGHTS": "/models"}
+    if runtime.port is not None:
+        runtime_env["MODELBAKE_PORT"] = str(runtime.port)
     model_env = {
         **spec.env,
         "MODELBAKE_MODEL": spec.name,

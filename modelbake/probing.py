@@ -137,7 +137,7 @@ def ask(
 
 def why_ended(state: ContainerState, log: str) -> tuple[str, str]:
     """Return why a container is not running any more, in words, and what to do."""
-    found = [event for line in log.splitlines() if (event := _event(line))]
+    found = events_of(log)
     if state.oom_killed:
         return "the container was killed for lack of memory", "give the engine's machine more memory"
     if state.exit_code == _WRONG_WEIGHTS:
@@ -176,6 +176,11 @@ def short(response: Response) -> str:
     if response.error is not None:
         return response.error
     return f"HTTP {response.status}" + (f" with {shorten(response.body)}" if response.body else "")
+
+
+def events_of(log: str) -> list[dict[str, Any]]:
+    """Return the events among the lines of a container's log; other lines are passed over."""
+    return [event for line in log.splitlines() if (event := _event(line))]
 
 
 def _event(line: str) -> dict[str, Any] | None:

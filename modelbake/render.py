@@ -34,6 +34,8 @@ PROGRAMS = (
     "builder/requirements.txt",
     "builder/transfer.py",
     "builder/tree.py",
+    "start/chat_parameters.py",
+    "start/load_report.py",
     "start/model_metrics.py",
     "start/openai_api.py",
     "start/probe.py",

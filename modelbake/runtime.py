@@ -1,9 +1,13 @@
-"""Runtimes: the folders of images/ that have a runtime.yaml, and whether they can serve the models."""
+"""Runtimes: the folders that have a runtime.yaml, and whether they can serve the models.
+
+A model names one of images/, or with `./` one of its team's own, beside models.yaml.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,34 +21,56 @@ from modelbake.yamlfile import KeyPath, Problem, YamlFile, raise_problems, read_
 
 Build = Literal["cuda", "cpu"]
 RUNTIME_FILE = "runtime.yaml"
+# What start.py takes in place of a server's command.
+VERIFY_ONLY = ("--verify",)
 
 File = Annotated[str, Text(grammar.FILE)]
 Needed = Annotated[tuple[Annotated[str, Text(grammar.PATTERN)], ...], Field(min_length=1, strict=False)]
 
 
-class RuntimeEntry(Entry):
-    """What a runtime.yaml may say."""
+class _Entry(Entry):
+    """What every runtime.yaml may say."""
 
     description: Annotated[str, Text(grammar.LINE)]
     base: schema.Base
     builds: dict[Build, File] = Field(default_factory=dict)
     app: tuple[File, ...] = Field(default=(), strict=False)
-    command: tuple[Annotated[str, Text(grammar.ARGUMENT)], ...] = Field(min_length=1, strict=False)
-    # The server is not root, so ports below 1024 are not its to take.
-    port: Annotated[int, Number("a port from 1024 to 65535", 1024, 65535, whole=True)]
-    health: schema.UrlPath
     env: schema.Environment = Field(default_factory=dict)
     # What it cannot serve without: each need with the names or patterns ('*' within a folder) that meet it.
     needs: dict[Annotated[str, Text(grammar.NEED)], Needed] = Field(default_factory=dict)
     # Of the `architectures` in config.json, what it can load; empty: anything.
     architectures: tuple[Annotated[str, Text(grammar.CLASS)], ...] = Field(default=(), strict=False)
+    serves: bool = True
 
 
-class Runtime(RuntimeEntry):
-    """A runtime whose files exist. `builds` maps a build to its requirements file; empty: none are needed."""
+class ServerEntry(_Entry):
+    """What the runtime.yaml of a server says besides."""
+
+    command: tuple[Annotated[str, Text(grammar.ARGUMENT)], ...] = Field(min_length=1, strict=False)
+    # The server is not root, so ports below 1024 are not its to take.
+    port: Annotated[int, Number("a port from 1024 to 65535", 1024, 65535, whole=True)]
+    health: schema.UrlPath
+
+
+class DataEntry(_Entry):
+    """The runtime.yaml of a runtime that serves nothing: its image carries weights, and can verify them."""
+
+    explained = MappingProxyType(
+        dict.fromkeys(("command", "port", "health"), "a runtime with `serves: false` has no server")
+    )
+
+
+class Runtime(_Entry):
+    """A runtime whose files exist. `builds` maps a build to its requirements file; empty: none are needed.
+
+    `port` and `health` are None where nothing is served; `command` is what start.py is given.
+    """
 
     name: str
     directory: Path
+    command: tuple[str, ...]
+    port: int | None = None
+    health: str | None = None
 
     def offers(self, build: Build) -> bool:
         """Tell whether the runtime can be built so; one without requirements can be built either way."""
@@ -69,32 +95,43 @@ def load_runtime(images: Path, name: str) -> Runtime:
     """Read images/NAME/runtime.yaml; ConfigError for an unknown runtime or with all problems of the file."""
     if not grammar.NAME.matches(name) or not (images / name / RUNTIME_FILE).is_file():
         raise ConfigError(_unknown(name, list_runtimes(images)), subject=str(images))
-    directory = images / name
+    return read_runtime(images / name)
+
+
+def read_runtime(directory: Path) -> Runtime:
+    """Read DIRECTORY/runtime.yaml; ConfigError with all problems of the file."""
     file = read_yaml(directory / RUNTIME_FILE)
-    entry = validate(file, RuntimeEntry, _missing_files(file, directory))
-    return Runtime(
-        name=name, directory=directory, **{key: getattr(entry, key) for key in RuntimeEntry.model_fields}
-    )
+    serves = not isinstance(file.data, dict) or file.data.get("serves") is not False
+    kind = ServerEntry if serves else DataEntry
+    entry = validate(file, kind, _missing_files(file, directory))
+    said = {key: getattr(entry, key) for key in kind.model_fields}
+    return Runtime(**{"command": VERIFY_ONLY, **said}, name=directory.name, directory=directory)
 
 
 def check_runtimes(config: Config, images: Path) -> Mapping[str, Runtime]:
     """Return the runtimes that the models name; ConfigError with all problems of models and runtimes."""
     known = list_runtimes(images)
+    found: set[str] = set()
     runtimes: dict[str, Runtime] = {}
     broken: list[str] = []
     problems: list[Problem] = []
     for name in dict.fromkeys(spec.runtime for spec in config.models.values()):
-        if name in known:
+        directory = (config.path.parent if _is_own(name) else images) / name
+        if (directory / RUNTIME_FILE).is_file():
+            found.add(name)
             try:
-                runtimes[name] = load_runtime(images, name)
+                runtimes[name] = read_runtime(directory)
             except ConfigError as error:
                 broken.append(str(error))
     for spec in config.models.values():
         runtime = runtimes.get(spec.runtime)
-        if spec.runtime not in known:
+        if spec.runtime not in found:
             problems.append(config.problem(spec.name, "runtime", _unknown(spec.runtime, known)))
         elif runtime is not None and not runtime.offers(build_of(spec)):
             problems.append(config.problem(spec.name, "device", _not_offered(spec, runtime)))
+        elif runtime is not None and not runtime.serves and spec.smoke.checks:
+            words = f"runtime {runtime.name} serves nothing, so nothing can be asked: leave `checks` out"
+            problems.append(config.problem(spec.name, "smoke", words))
     try:
         raise_problems(config.path, problems)
     except ConfigError as error:
@@ -104,7 +141,13 @@ def check_runtimes(config: Config, images: Path) -> Mapping[str, Runtime]:
     return runtimes
 
 
+def _is_own(name: str) -> bool:
+    return name.startswith("./")
+
+
 def _unknown(name: str, known: list[str]) -> str:
+    if _is_own(name):
+        return f"there is no {quoted(f'{name}/{RUNTIME_FILE}')} beside models.yaml"
     listed = f"; there are {', '.join(known)}" if known else "; there are none"
     return f"no runtime {quoted(name)}{did_you_mean(name, known) or listed}"
 

@@ -79,6 +79,7 @@ def _refuse_label(name: str) -> str:
 
 
 Name = Annotated[str, Text(grammar.NAME)]
+RuntimeName = Annotated[str, Text(grammar.RUNTIME)]
 ModelName = Annotated[str, Text(grammar.NAME, _refuse_taken_name)]
 Version = Annotated[str, Text(grammar.VERSION)]
 Source = Annotated[str, Text(grammar.SOURCE)]
@@ -264,10 +265,11 @@ class Settings(Entry):
         description="File name patterns to leave out of what `include` selects.",
         examples=[["onnx/*"]],
     )
-    runtime: Annotated[str | None, Text(grammar.NAME)] = Field(
+    runtime: Annotated[str | None, Text(grammar.RUNTIME)] = Field(
         default=None,
-        description="What serves the model: a folder of images/ with a runtime.yaml.",
-        examples=["embeddings", "transformers"],
+        description="What serves the model: a folder of images/ with a runtime.yaml, or ./ and the path of"
+        " such a folder of your own.",
+        examples=["embeddings", "transformers", "./services/chat"],
     )
     device: Device = Field(
         default="cuda",

@@ -34,6 +34,7 @@ from modelbake.verdict import (
     judged,
     make_report,
 )
+from modelbake.verifying import watch
 
 if TYPE_CHECKING:
     from modelbake.config import CheckSpec, ModelSpec, SmokeSpec
@@ -52,8 +53,8 @@ def smoke(
     model: ModelSpec,
     image: LocalImage,
     *,
-    runtime_port: int,
-    health: str,
+    runtime_port: int | None,
+    health: str | None,
     lock: str,
     reports: Path,
     output: Output,
@@ -64,8 +65,8 @@ def smoke(
         engine: where the image is, and where it runs.
         model: its device and its declared checks.
         image: what to run.
-        runtime_port: the port that its server listens on, inside.
-        health: the path that answers 200 once the model does.
+        runtime_port: the port that its server listens on, inside; None where it only verifies its weights.
+        health: the path that answers 200 once the model does; None where there is no server.
         lock: the digest of the weights' lock, for the report.
         reports: the folder of all reports.
         output: where progress goes.
@@ -76,7 +77,8 @@ def smoke(
         SmokeFailed: checks failed; lists each of them, with the container's log.
         SmokeError, EngineError: the run could not be carried out; there is no report then.
     """
-    gpu = wants_gpu(model, engine.info.gpu)
+    serves = runtime_port is not None and health is not None
+    gpu = serves and wants_gpu(model, engine.info.gpu)
     # From here on an older report must not pass for this run, not even when the machine loses its power.
     discard_report(reports, model.name, model.version)
     where = "the GPU" if gpu else "the CPU"
@@ -88,7 +90,7 @@ def smoke(
         image_id=image.id,
         gpu=gpu,
     )
-    if not gpu and model.device == "any":
+    if serves and not gpu and model.device == "any":
         output.event("smoke_without_gpu", "this engine has no GPU: the report will say so", level="warning")
     started_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     run = Run()
@@ -114,7 +116,10 @@ def smoke(
     spec = ContainerSpec(image=image.id, name_prefix=f"modelbake-{model.name}", gpus="all" if gpu else None)
     try:
         with engine.start(spec) as container:
-            exercise(container, model.smoke, runtime_port, health, run, gpu=gpu, output=output)
+            if runtime_port is None or health is None:
+                watch(container, model.smoke.startup_seconds, run)
+            else:
+                exercise(container, model.smoke, runtime_port, health, run, gpu=gpu, output=output)
             if run.failed:
                 log = container.logs()
     except NotReady as error:

@@ -195,6 +195,8 @@ def _message(file: YamlFile, model: type[Entry], path: KeyPath, detail: ErrorDet
             known = [str(word) for word in typing.get_args(literal)]
             word = _WORDS_MEANT.get(str(detail["input"]), str(detail["input"]))
             return f"expected one of {', '.join(known)}; {got}{did_you_mean(word, known)}"
+        case "bool_type":
+            return f"expected true or false, {got}"
         case "tuple_type":
             example = f"; write [{quoted(detail['input'])}]" if isinstance(detail["input"], str) else ""
             return f"expected a list, {got}{example}"

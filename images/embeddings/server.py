@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
-import re
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -26,6 +24,7 @@ except ModuleNotFoundError:  # Outside of an image, where it lies beside this ru
     import serving
 
 import openai_api
+from load_report import LoadReport
 from openai_api import ApiError
 from serving import Handler, LoadError
 from starlette.requests import Request
@@ -52,31 +51,6 @@ class Answer:
 
     vectors: numpy.ndarray[Any, Any]
     tokens: int
-
-
-class LoadReport(logging.Handler):
-    """What transformers misses among the weights: it fills that with random numbers, and only logs it.
-
-    sentence-transformers hands on no report but this one; a test keeps its form in sight.
-    """
-
-    LINE = re.compile(r"^(?P<name>\S.*?) *\| MISSING", re.MULTILINE)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.missing: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Look for missing weights in one record."""
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage())
-        self.missing.extend(line["name"] for line in self.LINE.finditer(plain))
-
-    def __enter__(self) -> LoadReport:
-        logging.getLogger("transformers").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("transformers").removeHandler(self)
 
 
 class Embeddings:

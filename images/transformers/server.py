@@ -25,8 +25,8 @@ except ModuleNotFoundError:  # Outside of an image, where it lies beside this ru
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "start"))
     import serving
 
+import chat_parameters
 import openai_api
-import parameters
 from openai_api import ApiError
 from pieces import Decoder, StopFilter, Streamer
 from serving import Handler, LoadError
@@ -138,9 +138,9 @@ class Chat:
 
     async def completions(self, request: Request, body: dict[str, Any]) -> Response:
         """POST /v1/chat/completions."""
-        parameters.check(body)
+        chat_parameters.check(body)
         stream = openai_api.flag(body, "stream")
-        usage_wanted = parameters.read_stream_options(body, stream)
+        usage_wanted = chat_parameters.read_stream_options(body, stream)
         task = await self.read_task(body)
         generation = self.start(task)
         answer = {
@@ -161,22 +161,9 @@ class Chat:
 
     async def read_task(self, body: dict[str, Any]) -> Task:
         """Check a request's parameters, and make its prompt."""
-        messages = parameters.read_messages(body.get("messages"))
-        limits = [
-            openai_api.whole_number(body, name, 1, 2**31) for name in ("max_tokens", "max_completion_tokens")
-        ]
-        if None not in limits and limits[0] != limits[1]:
-            words = "max_tokens and max_completion_tokens mean the same, and differ"
-            raise ApiError(400, words, param="max_tokens")
-        wanted = next((limit for limit in limits if limit is not None), None)
-        temperature = openai_api.number(body, "temperature", 0, 2)
-        top_p = openai_api.number(body, "top_p", 0, 1)
-        if top_p == 0:
-            raise ApiError(400, "top_p has to be more than 0", param="top_p")
-        seed = openai_api.whole_number(body, "seed", -(2**63), 2**63 - 1)
-        stop = parameters.read_stop(body.get("stop"))
-        if body.get("user") is not None:
-            openai_api.text(body["user"], "user")
+        messages = chat_parameters.read_messages(body.get("messages"))
+        sampling = chat_parameters.read_sampling(body, seeds=(-(2**63), 2**63 - 1))
+        wanted = sampling.max_tokens
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self.prompt_thread, self.make_prompt, messages)
         length = int(prompt.shape[-1])
@@ -184,7 +171,14 @@ class Chat:
         if room < (wanted or 1):
             words = f"{length} tokens of messages and {wanted or 1} to follow are more than {self.context}"
             raise ApiError(400, words, param="messages", code="context_length_exceeded")
-        return Task(prompt, wanted or min(room, self.default_max_tokens), temperature, top_p, seed, stop)
+        return Task(
+            prompt,
+            wanted or min(room, self.default_max_tokens),
+            sampling.temperature,
+            sampling.top_p,
+            sampling.seed,
+            sampling.stop,
+        )
 
     def make_prompt(self, messages: list[dict[str, str]]) -> Any:
         """The tokens of the messages, as the model's own chat template puts them."""

@@ -244,7 +244,8 @@ class Lane:
                 f"{error.hint}; or publish with --candidate: without a test, and without a version tag"
             )
             raise
-        wants_gpu(self._plan.spec, engine.info.gpu)
+        if self._plan.runtime.serves:
+            wants_gpu(self._plan.spec, engine.info.gpu)
         return engine
 
     def _connect(self) -> Engine:

@@ -32,6 +32,7 @@ from modelbake.yamlfile import read_yaml
 ROOT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "ab" * 32
 NAME_EXPECTED = f"expected {grammar.NAME.expected}"
+RUNTIME_EXPECTED = f"expected {grammar.RUNTIME.expected}"
 VERSION_EXPECTED = 'expected a semantic version in quotes, such as "1.4.0"'
 SOURCE_EXPECTED = "expected a source such as hf://organisation/name"
 REGISTRY_EXPECTED = "expected a registry such as registry.example.com:5000/team, without a scheme"
@@ -295,10 +296,16 @@ WRONG_VALUES = [
     (
         "runtime",
         "Embeddings",
-        f'runtime: {NAME_EXPECTED}, got "Embeddings"; did you mean "embeddings"?',
+        f'runtime: {RUNTIME_EXPECTED}, got "Embeddings"; did you mean "embeddings"?',
     ),
-    ("runtime", "../etc", f'runtime: {NAME_EXPECTED}, got "../etc"'),
-    ("runtime", "", f"runtime: {NAME_EXPECTED}, got nothing"),
+    (
+        "runtime",
+        "services/chat/",
+        f'runtime: {RUNTIME_EXPECTED}, got "services/chat/"; did you mean "./services/chat"?',
+    ),
+    ("runtime", "../etc", f'runtime: {RUNTIME_EXPECTED}, got "../etc"'),
+    ("runtime", "./a/../b", f'runtime: {RUNTIME_EXPECTED}, got "./a/../b"'),
+    ("runtime", "", f"runtime: {RUNTIME_EXPECTED}, got nothing"),
     (
         "device",
         "gpu",
@@ -683,7 +690,7 @@ FIELDS = {
     "version": grammar.VERSION,
     "source": grammar.SOURCE,
     "revision": grammar.REVISION,
-    "runtime": grammar.NAME,
+    "runtime": grammar.RUNTIME,
     "base": grammar.BASE,
     "hub": grammar.HUB,
     "env": grammar.ENV_VALUE,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,79 @@ def test_a_config_that_was_not_read_from_a_file_can_be_checked_too(tmp_path: Pat
     with pytest.raises(ConfigError) as caught:
         check_runtimes(asked, tmp_path)
     assert caught.value.message == 'models.yaml:1:1: models.m.runtime: no runtime "absent"; there are none'
+
+
+def test_a_runtime_of_ones_own_is_a_path(tmp_path: Path) -> None:
+    images, services = tmp_path / "images", tmp_path / "team" / "services"
+    written(images)
+    own = written(services, "chat")
+    services.parent.joinpath("models.yaml").touch()
+    asked = config(services.parent, "{}", a="runtime: ./services/chat", b="runtime: embeddings")
+    found = check_runtimes(asked, images)
+    assert sorted(found) == ["./services/chat", "embeddings"]
+    assert (found["./services/chat"].name, found["./services/chat"].directory) == ("chat", own)
+    (own / "server.py").unlink()
+    absent = config(services.parent, "{}", a="runtime: ./services/chat", b="runtime: ./services/cat")
+    with pytest.raises(ConfigError) as caught:
+        check_runtimes(absent, images)
+    said = caught.value.message.replace(f"{services.parent}/", "").splitlines()
+    assert said == [
+        'models.yaml:5:54: models.b.runtime: there is no "./services/cat/runtime.yaml" beside models.yaml',
+        'services/chat/runtime.yaml:4:7: app[0]: no file "server.py"',
+    ]
+
+
+def test_the_documented_runtime_of_ones_own_is_a_good_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs/custom-runtime.md").read_text()
+    blocks = dict(re.findall(r"`([a-z./-]+)`:\n\n```\w*\n(.*?)```", text, re.DOTALL))
+    assert set(blocks) == {"models.yaml", "services/chat/runtime.yaml", "services/chat/app.py"}
+    for name, content in blocks.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "services/chat/requirements.txt").touch()
+    found = check_runtimes(load_config(tmp_path / "models.yaml"), ROOT / "images")
+    assert found["./services/chat"].port == 5000
+    compile(blocks["services/chat/app.py"], "app.py", "exec")
+
+
+# --- what serves nothing ---------------------------------------------------------------------------------
+
+DATA: dict[str, str | None] = {
+    **dict.fromkeys(GOOD),
+    "description": "weights",
+    "base": BASE,
+    "serves": "false",
+}
+
+
+def test_a_runtime_that_serves_nothing(tmp_path: Path) -> None:
+    written(tmp_path, "weights", **DATA)
+    runtime = load_runtime(tmp_path, "weights")
+    assert (runtime.serves, runtime.port, runtime.health) == (False, None, None)
+    assert runtime.command == ("--verify",)
+    assert load_runtime(ROOT / "images", "weights").serves is False
+    check_runtimes(config(tmp_path, "{}", m="runtime: weights"), tmp_path)
+
+
+def test_what_serves_nothing_cannot_be_asked(tmp_path: Path) -> None:
+    written(tmp_path, "weights", **DATA)
+    with pytest.raises(ConfigError) as caught:
+        check_runtimes(config(tmp_path, "{}", m="runtime: weights, smoke: {checks: [{get: /x}]}"), tmp_path)
+    said = caught.value.message.replace(f"{tmp_path}/", "")
+    words = "runtime weights serves nothing, so nothing can be asked: leave `checks` out"
+    assert said == f"models.yaml:4:70: models.m.smoke: {words}"
+
+
+def test_what_serves_nothing_has_no_server(tmp_path: Path) -> None:
+    written(tmp_path, "weights", **{**DATA, "port": "8000", "command": "[true]"})
+    assert [line.partition(": ")[2] for line in refused(tmp_path, "weights")] == [
+        "command: unknown key; a runtime with `serves: false` has no server",
+        "port: unknown key; a runtime with `serves: false` has no server",
+    ]
+    written(tmp_path, serves='"no"')
+    assert [line.partition(": ")[2] for line in refused(tmp_path)] == [
+        'serves: expected true or false, got "no"'
+    ]
 
 
 @pytest.mark.parametrize(("device", "build"), [("cuda", "cuda"), ("any", "cuda"), ("cpu", "cpu")])

@@ -277,6 +277,14 @@ def test_a_command_that_does_not_exist(image: Image) -> None:
     assert event["command"] == ["/nowhere/python"]
 
 
+def test_verification_alone(image: Image) -> None:
+    code, (event,) = image.run("--verify")
+    assert (code, event["event"]) == (0, "verified")
+    next(path for path in image.weights.rglob("*") if path.is_file()).write_bytes(b"other")
+    code, events = image.run("--verify")
+    assert (code, {event["event"] for event in events}) == (65, {"mismatch"})
+
+
 def test_no_command(image: Image) -> None:
     code, (event,) = image.run("--")
     assert code == 66

@@ -1,8 +1,9 @@
-"""What a chat request may say, in the form of OpenAI's API."""
+"""What a request to a chat runtime may say, in the form of OpenAI's API."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import openai_api
@@ -23,7 +24,19 @@ PARAMETERS = {
 }
 # What clients send although it asks for nothing: possible with this very value, refused with any other.
 NEUTRAL: dict[str, object] = {"n": 1, "frequency_penalty": 0, "presence_penalty": 0, "logprobs": False}
+LIMITS = ("max_tokens", "max_completion_tokens")
 ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How long an answer may be and how its tokens are drawn; None where the request does not say."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    stop: tuple[str, ...]
 
 
 def check(body: Mapping[str, Any]) -> None:
@@ -65,6 +78,24 @@ def read_content(value: Any, name: str) -> str:
             raise ApiError(400, f"{name} may have text parts only", param="messages")
         texts.append(openai_api.text(part["text"], name))
     return "".join(texts)
+
+
+def read_sampling(body: Mapping[str, Any], seeds: tuple[int, int]) -> Sampling:
+    """What a request says of the answer's length and sampling; ``seeds`` are the smallest and the largest."""
+    limits = [openai_api.whole_number(body, name, 1, 2**31) for name in LIMITS]
+    if None not in limits and limits[0] != limits[1]:
+        words = "max_tokens and max_completion_tokens mean the same, and differ"
+        raise ApiError(400, words, param="max_tokens")
+    temperature = openai_api.number(body, "temperature", 0, 2)
+    top_p = openai_api.number(body, "top_p", 0, 1)
+    if top_p == 0:
+        raise ApiError(400, "top_p has to be more than 0", param="top_p")
+    seed = openai_api.whole_number(body, "seed", *seeds)
+    stop = read_stop(body.get("stop"))
+    if body.get("user") is not None:
+        openai_api.text(body["user"], "user")
+    wanted = next((limit for limit in limits if limit is not None), None)
+    return Sampling(wanted, temperature, top_p, seed, stop)
 
 
 def read_stop(value: Any) -> tuple[str, ...]:
