@@ -15,13 +15,13 @@ from pydantic import Field, PrivateAttr
 
 from modelbake import schema
 from modelbake.errors import UsageError
+from modelbake.expected import golden_of
 from modelbake.scalars import quoted
-from modelbake.schema import DEFAULT_HUB, Approx, Device, json_schema
+from modelbake.schema import DEFAULT_HUB, Device, json_schema
 from modelbake.validation import Entry, did_you_mean, validate
 from modelbake.yamlfile import KeyPath, Problem, YamlFile, dotted, read_yaml
 
 __all__ = [
-    "Approx",
     "CheckSpec",
     "Config",
     "Device",
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class CheckSpec(Entry):
-    """One request to the running image; `expect` maps JMESPath expressions to a JSON value or an Approx."""
+    """One request to the running image; `expect` maps JMESPath expressions to JSON values or `expected`'s."""
 
     name: str
     method: Literal["GET", "POST"]
@@ -42,6 +42,12 @@ class CheckSpec(Entry):
     body: Any = None
     status: int = 200
     expect: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def goldens(self) -> dict[str, str]:
+        """The goldens that answers are compared with: their names, and the expressions that yield them."""
+        named = ((golden_of(wanted), expression) for expression, wanted in self.expect.items())
+        return {name: expression for name, expression in named if name is not None}
 
 
 class SmokeSpec(Entry):

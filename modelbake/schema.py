@@ -6,15 +6,15 @@ These classes mirror the file. `modelbake.config` turns them into what the progr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import core_schema
 
 from modelbake import grammar
+from modelbake.expected import Expected, golden_of
 from modelbake.expressions import EXPRESSION, why_not
 from modelbake.grammar import holds_a_secret, holds_a_token, names_a_secret
 from modelbake.scalars import quoted
@@ -98,38 +98,11 @@ Labels = dict[
 ]
 
 
-class Approx(Entry):
-    """An expected number that may be off by `tolerance` in either direction."""
-
-    approx: Annotated[float, Number("a number", -1e308, 1e308)] = Field(description="The expected number.")
-    tolerance: Annotated[float, Number("a number greater than 0", 0, 1e308, above=True)] = Field(
-        description="How far the answer may be off, in either direction.", examples=[0.001]
-    )
-
-
-@dataclass(frozen=True)
-class _Expected:
-    """Annotation of an expected value: any JSON value, or an Approx where a mapping looks like one."""
-
-    model = Approx
-
-    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def check(value: Any, as_approx: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            looks_so = isinstance(value, dict) and ("approx" in value or "tolerance" in value)
-            return as_approx(value) if looks_so else value
-
-        return core_schema.no_info_wrap_validator_function(check, handler.generate_schema(Approx))
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        looks_so = {"type": "object", "anyOf": [{"required": ["approx"]}, {"required": ["tolerance"]}]}
-        return {"anyOf": [handler(schema), {"not": looks_so}]}
-
-
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a JSON value, the keys of its objects included."""
-    if isinstance(value, str):
+    """Yield every text in a JSON value or an expected one, the keys of its objects included."""
+    if isinstance(value, Entry):
+        yield from _texts(value.model_dump())
+    elif isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, each in value.items():
@@ -156,12 +129,14 @@ class CheckEntry(Entry):
     status: Annotated[int, Number("an HTTP status from 100 to 599", 100, 599, whole=True)] = Field(
         default=200, description="The expected HTTP status."
     )
-    expect: dict[Expression, Annotated[Any, _Expected()]] = Field(
+    expect: dict[Expression, Annotated[Any, Expected()]] = Field(
         default_factory=dict,
-        description="JMESPath expressions over the answer, each with the value it has to yield,"
-        " or {approx: NUMBER, tolerance: NUMBER}.",
+        description="JMESPath expressions over the answer, each with the value it has to yield or with one of"
+        " {approx, tolerance}, {at_least, at_most}, {contains}, {matches}, {cosine, at_least}, {golden},"
+        " {equals}.",
         examples=[
-            {"length(data[0].embedding)": 384, "data[0].embedding[0]": {"approx": 0.034, "tolerance": 0.001}}
+            {"length(data[0].embedding)": 384, "data[0].embedding": {"cosine": "hello", "at_least": 0.999}},
+            {"choices[0].message.content": {"contains": "hello"}, "usage.total_tokens": {"at_most": 64}},
         ],
     )
 
@@ -201,6 +176,9 @@ class SmokeEntry(Entry):
         names = [check.name for check in self.checks if check.name is not None]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise refusal(f"two checks have the name {quoted(twice[0])}")
+        goldens = [golden for check in self.checks for golden in map(golden_of, check.expect.values())]
+        if twice := sorted({name for name in goldens if name is not None and goldens.count(name) > 1}):
+            raise refusal(f"golden {quoted(twice[0])} is named twice; give each answer a golden of its own")
         return self
 
 
