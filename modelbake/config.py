@@ -19,7 +19,7 @@ from modelbake.expected import golden_of
 from modelbake.scalars import quoted
 from modelbake.schema import DEFAULT_HUB, Device, json_schema
 from modelbake.validation import Entry, did_you_mean, validate
-from modelbake.yamlfile import KeyPath, Problem, YamlFile, dotted, read_yaml
+from modelbake.yamlfile import KeyPath, Problem, YamlFile, dotted, raise_problems, read_yaml
 
 __all__ = [
     "CheckSpec",
@@ -55,7 +55,14 @@ class SmokeSpec(Entry):
 
     startup_seconds: float = 300.0
     requests: int = 20
+    require_gpu: bool = False
+    limits: schema.Limits = Field(default_factory=schema.Limits)
     checks: tuple[CheckSpec, ...] = ()
+
+    @property
+    def meant_to_succeed(self) -> CheckSpec | None:
+        """The check that is repeated to measure speed: only a good answer says something about it."""
+        return next((check for check in self.checks if 200 <= check.status < 300), None)
 
 
 class ModelSpec(Entry):
@@ -123,6 +130,7 @@ def load_config(path: Path) -> Config:
     models = {name: _merged(name, document.defaults, entry) for name, entry in document.models.items()}
     config = Config(path=path, registry=document.registry, models=models)
     config._file = file
+    raise_problems(path, list(_impossible(config)))
     return config
 
 
@@ -146,12 +154,36 @@ def _without_runtime(file: YamlFile) -> Iterator[Problem]:
             yield file.problem(("models", name, "runtime"), message)
 
 
+def _impossible(config: Config) -> Iterator[Problem]:
+    """Yield a problem for each model whose settings, put together, no smoke run can pass."""
+    for spec in config.models.values():
+        smoke, limits = spec.smoke, spec.smoke.limits
+        if smoke.require_gpu and spec.device == "cpu":
+            yield config.problem(
+                spec.name,
+                "smoke",
+                "`device: cpu` and `require_gpu: true` exclude each other; write `require_gpu: false`, or"
+                " another device",
+            )
+        if smoke.meant_to_succeed is None:
+            for key in ("min_throughput", "max_latency"):
+                if getattr(limits, key) is not None:
+                    yield config.problem(
+                        spec.name,
+                        "smoke",
+                        f"`limits: {key}` is measured by repeating a check that is meant to succeed, and none"
+                        " (of a status from 200 to 299) is declared",
+                    )
+
+
 def _written(entry: Entry) -> dict[str, Any]:
     return {key: getattr(entry, key) for key in entry.model_fields_set}
 
 
 def _merged(name: str, defaults: schema.Settings, entry: schema.ModelEntry) -> ModelSpec:
     smoke = {**_written(defaults.smoke), **_written(entry.smoke)}
+    limits = {**_written(defaults.smoke.limits), **_written(entry.smoke.limits)}
+    smoke["limits"] = schema.Limits(**limits)
     smoke["checks"] = _checks(smoke.get("checks", ()))
     own = {
         "name": name,

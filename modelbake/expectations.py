@@ -15,7 +15,7 @@ from typing import Any
 import jmespath
 import jmespath.exceptions
 
-from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches
+from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches, golden_of
 from modelbake.patterns import SearchError, found
 from modelbake.validation import Entry
 from modelbake.vectors import cosine, is_number, is_vector
@@ -127,8 +127,10 @@ def difference(wanted: Any, value: Any, goldens: Mapping[str, Any] = _NO_GOLDENS
             return None if isinstance(value, str) and found(wanted.matches, value) else came
         except SearchError as error:
             return f"{came} ({error})"
+    if (name := golden_of(wanted)) is not None and name not in goldens:
+        return f"{came}; there is no such golden"
     if isinstance(wanted, Cosine):
-        golden = goldens.get(wanted.cosine)
+        golden = goldens[wanted.cosine]
         if not is_vector(value):
             return f"{came}, which is no vector"
         if not is_vector(golden):
@@ -138,7 +140,7 @@ def difference(wanted: Any, value: Any, goldens: Mapping[str, Any] = _NO_GOLDENS
         near = cosine(value, golden)
         return None if near >= wanted.at_least else f"{near:.6f}"
     if isinstance(wanted, Golden):
-        golden = goldens.get(wanted.golden)
+        golden = goldens[wanted.golden]
         return None if matches(golden, value) else f"{came}{_apart(golden, value)}"
     return None if matches(wanted, value) else came
 

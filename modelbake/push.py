@@ -42,6 +42,7 @@ def push(
     version: str,
     image: LocalImage,
     asked: str,
+    require_gpu: bool,
     reports: Path,
     output: Output,
 ) -> PushedImage:
@@ -54,6 +55,7 @@ def push(
         version: the release tag.
         image: the very image that the report is about.
         asked: what the model declares for its smoke run now (`report.asked_of`).
+        require_gpu: a report of a run on a CPU is not enough.
         reports: the folder of all reports.
         output: where progress goes.
 
@@ -64,7 +66,8 @@ def push(
         ReadBackMismatch: the registry holds something else than the image.
     """
     reference = split_reference(f"{repository}:{version}")
-    require_passing_report(reports, repository.rpartition("/")[2], version, image, asked)
+    model = repository.rpartition("/")[2]
+    require_passing_report(reports, model, version, image, asked, require_gpu=require_gpu)
     credentials = registry_auth.for_registry(reference.registry)
     if credentials is not None:
         for secret in credentials.secrets:
@@ -99,7 +102,9 @@ def push(
     return PushedImage(f"{repository}@{manifest.digest}", manifest.digest, version, already=False)
 
 
-def require_passing_report(reports: Path, model: str, version: str, image: LocalImage, asked: str) -> None:
+def require_passing_report(
+    reports: Path, model: str, version: str, image: LocalImage, asked: str, *, require_gpu: bool
+) -> None:
     """Raise ReportMissing unless this very image passed what models.yaml asks of it now."""
     report = read_report(reports, model, version)
     subject, hint = f"{model} {version}", f"run `build.py smoke {model}`"
@@ -112,9 +117,15 @@ def require_passing_report(reports: Path, model: str, version: str, image: Local
             subject=subject,
             hint=hint,
         )
+    if require_gpu and not report.gpu:
+        raise ReportMissing(
+            "the smoke run was on a CPU, and models.yaml says `require_gpu: true`",
+            subject=subject,
+            hint=f"{hint} with DOCKER_HOST set to an engine that has a GPU",
+        )
     if report.asked != asked:
         raise ReportMissing(
-            "the smoke report is about another device or other checks than models.yaml names now",
+            "the smoke report is about another device, other checks or other goldens than are named now",
             subject=subject,
             hint=hint,
         )

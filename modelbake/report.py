@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -108,12 +109,17 @@ class Report(_Part):
         return self
 
 
-def asked_of(model: ModelSpec) -> str:
-    """Return `sha256:...` of what models.yaml asks of a smoke run: the device and all checks.
+def asked_of(model: ModelSpec, goldens: Mapping[str, Any]) -> str:
+    """Return `sha256:...` of what is asked of a smoke run: the device, all checks, and their golden values.
 
     A report is about an image and these: it says nothing of a check that was declared after it.
     """
-    asked = {"device": model.device, "smoke": model.smoke.model_dump(mode="json")}
+    named = {name for check in model.smoke.checks for name in check.goldens}
+    asked = {
+        "device": model.device,
+        "smoke": model.smoke.model_dump(mode="json"),
+        "goldens": {name: value for name, value in goldens.items() if name in named},
+    }
     return f"sha256:{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}"
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from modelbake import grammar
+from modelbake import grammar, quantity
 from modelbake.expected import Expected, golden_of
 from modelbake.expressions import EXPRESSION, why_not
 from modelbake.grammar import holds_a_secret, holds_a_token, names_a_secret
@@ -158,6 +158,38 @@ class CheckEntry(Entry):
         return self
 
 
+_AMOUNT = Number("a number greater than 0", 0, 1e9, above=True)
+
+
+class Limits(Entry):
+    """What a smoke run may measure at most, or at least, and still pass."""
+
+    explained = MappingProxyType(
+        {
+            "max_memory": "write 'max_gpu_memory'",
+            "max_size": "the image's size is no matter of a smoke run",
+            "max_latency_seconds": "write 'max_latency', in seconds",
+            "min_throughput_per_second": "write 'min_throughput', in answers a second",
+        }
+    )
+
+    max_gpu_memory: Annotated[str | None, Text(quantity.SIZE)] = Field(
+        default=None,
+        description="The most GPU memory: the server's own peak (modelbake_gpu_memory_peak_bytes), or where"
+        " it does not count what the driver says is taken.",
+        examples=list(quantity.SIZE.examples),
+    )
+    max_load_seconds: Annotated[float | None, _AMOUNT] = Field(
+        default=None, description="The longest that loading the model takes, as the server counts it."
+    )
+    min_throughput: Annotated[float | None, _AMOUNT] = Field(
+        default=None, description="The fewest answers a second, to requests one after the other."
+    )
+    max_latency: Annotated[float | None, _AMOUNT] = Field(
+        default=None, description="The most seconds within which 95 of 100 answers are whole."
+    )
+
+
 class SmokeEntry(Entry):
     """How the built image is tried out before it may be pushed."""
 
@@ -166,6 +198,14 @@ class SmokeEntry(Entry):
     )
     requests: Annotated[int, Number("a whole number from 1 to 100000", 1, 100_000, whole=True)] = Field(
         default=20, description="How often the first check is repeated to measure latency and throughput."
+    )
+    require_gpu: bool = Field(
+        default=False,
+        description="Nothing is pushed or published on the report of a CPU: for `device: any`, which may be"
+        " tried on one.",
+    )
+    limits: Limits = Field(
+        default_factory=Limits, description="What the run may measure at most, or at least, and still pass."
     )
     checks: tuple[CheckEntry, ...] = Field(
         default=(), strict=False, description="Requests and their expected answers, in order."
@@ -279,8 +319,8 @@ class ModelsFile(Entry):
     )
     defaults: Settings = Field(
         default_factory=Settings,
-        description="Settings of every model. A model's own `env`, `labels` and `smoke` are added key by key;"
-        " anything else that it says replaces the default.",
+        description="Settings of every model. A model's own `env`, `labels`, `smoke` and `limits` are added"
+        " key by key; anything else that it says replaces the default.",
     )
     models: dict[ModelName, ModelEntry] = Field(
         min_length=1, description="The models by name; the name becomes the image's name."

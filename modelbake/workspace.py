@@ -40,6 +40,11 @@ class Workspace:
         return self.file.with_name("reports")
 
     @property
+    def goldens(self) -> Path:
+        """The folder of golden answers beside models.yaml."""
+        return self.file.with_name("goldens")
+
+    @property
     def config(self) -> Config:
         """models.yaml, checked, with every runtime it names. Raises ConfigError."""
         return self._read[0]

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from modelbake.engine import Engine, LocalImage
     from modelbake.output import Output
     from modelbake.stream.flow import Reader
+    from modelbake.trial import Trial
     from modelbake.workspace import Workspace
 
 _MEMORY = ".modelbake/index.json"
@@ -68,6 +69,7 @@ class Lane:
         secrets: of a build of the runtime; `hf_token` is also for the hub.
         output: where progress goes.
         jobs: how many layers flow at once.
+        trial: how the image is tried before its version tag; the workspace's own way where nothing is said.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Lane:
         secrets: Mapping[str, Secret],
         output: Output,
         jobs: int,
+        trial: Trial | None = None,
     ) -> None:
+        self._asked_trial = trial
         self._workspace = workspace
         self._plan = plan
         self._secrets = secrets
@@ -116,6 +120,7 @@ class Lane:
             self._output.event(
                 "already_published", f"{plan.repository}:{plan.version} is there: {released.digest}"
             )
+            self._retake_goldens(released)
             return self._reference(released)
         runtime = self.find_runtime()
         require_room(weights_spec(plan, runtime), self._registry.host)
@@ -152,7 +157,10 @@ class Lane:
         released = self._tag(lambda found: found.digest == manifest.digest).current()
         engine = None if candidate_only or released else self._engine_for_smoke()
         sent = copy_image(manifest, layout, self.target, _candidate(manifest), self._jobs)
-        return self._reference(manifest) if released else self._finish(manifest, engine, sent)
+        if released:
+            self._retake_goldens(manifest)
+            return self._reference(manifest)
+        return self._finish(manifest, engine, sent)
 
     def write_layout(self, folder: Path) -> str:
         """Write the image to an OCI layout; return `oci:DIR@sha256:...`."""
@@ -198,6 +206,12 @@ class Lane:
         return self._workspace.runtime_context(self._plan)
 
     @cached_property
+    def _trial(self) -> Trial:
+        from modelbake.trial import Trial
+
+        return self._asked_trial or Trial(self._workspace.reports, self._workspace.goldens)
+
+    @cached_property
     def _plan_digest(self) -> str:
         return self._workspace.context(self._plan).digest
 
@@ -218,8 +232,6 @@ class Lane:
         return VersionTag(self._registry, self.target.path, self._plan.version, same)
 
     def _engine_for_smoke(self) -> Engine:
-        from modelbake.smoke import wants_gpu
-
         try:
             engine = self._connect()
         except EngineNotFound as error:
@@ -227,7 +239,7 @@ class Lane:
                 f"{error.hint}; or publish with --candidate: without a test, and without a version tag"
             )
             raise
-        wants_gpu(self._plan.spec, engine.info.gpu)
+        self._trial.require_possible(self._plan.spec, engine.info.gpu)
         return engine
 
     def _connect(self) -> Engine:
@@ -306,36 +318,27 @@ class Lane:
     def _smoke(self, reference: str, manifest: Manifest, engine: Engine) -> None:
         """Let the engine pull this very digest and test it, unless its report says that it has passed."""
         from modelbake.engine_stream import telling
-        from modelbake.push import require_passing_report
-        from modelbake.report import asked_of
-        from modelbake.smoke import smoke
 
-        plan = self._plan
+        plan, trial = self._plan, self._trial
         image: LocalImage | None = engine.image(reference)
-        if image is not None:
+        if image is not None and not trial.update_goldens:
             try:
-                require_passing_report(
-                    self._workspace.reports, plan.name, plan.version, image, asked_of(plan.spec)
-                )
+                trial.require_passed(plan, image)
                 self._output.event("smoke_kept", f"{plan.name} {plan.version} has passed before")
                 return
             except ReportMissing:
                 pass
-        else:
+        if image is None:
             self._output.event("pull_started", f"{engine.host} pulls {reference}")
             image = engine.pull(
                 reference, self._credentials, telling(self._output, "pull_progress", "pulled")
             )
-        smoke(
-            engine,
-            plan.spec,
-            image,
-            runtime_port=plan.runtime.port,
-            health=plan.runtime.health,
-            lock=plan.locked.digest,
-            reports=self._workspace.reports,
-            output=self._output,
-        )
+        trial.run(engine, plan, image, self._output)
+
+    def _retake_goldens(self, released: Manifest) -> None:
+        """Take a released image's answers as goldens where that is asked for; nothing else is left to do."""
+        if self._asked_trial is not None and self._asked_trial.update_goldens:
+            self._smoke(self._reference(released), released, self._engine_for_smoke())
 
     def _reference(self, manifest: Manifest) -> str:
         return f"{self._plan.repository}@{manifest.digest}"

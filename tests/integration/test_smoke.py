@@ -143,6 +143,7 @@ class Runs:
             health="/health",
             lock=LOCK,
             reports=self.reports,
+            goldens=self.reports.with_name("goldens"),
             output=Output(stderr=self.log),
         )
 

@@ -27,6 +27,8 @@ from modelbake.config import (
 )
 from modelbake.errors import ConfigError, UsageError
 from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches
+from modelbake.quantity import SIZE
+from modelbake.schema import Limits
 from modelbake.yamlfile import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -537,6 +539,81 @@ def test_each_wrong_check_is_reported(written: str, message: str) -> None:
     (said,) = refused(document(smoke=f"{{checks: [{written}]}}")).splitlines()
     assert said.split(": ", 1)[1] == f"models.m.smoke.{message}"
     assert said.startswith("models.yaml:8:")
+
+
+WRONG_SMOKE = [
+    (
+        "{limits: {max_gpu_memory: 6}}",
+        f"limits.max_gpu_memory: expected {SIZE.expected}, got the number 6; say of what: 6 GB, for example",
+    ),
+    (
+        "{limits: {max_gpu_memory: 6 gb}}",
+        f'limits.max_gpu_memory: expected {SIZE.expected}, got "6 gb"; did you mean 6 GB?',
+    ),
+    (
+        "{limits: {max_load_seconds: 0}}",
+        "limits.max_load_seconds: expected a number greater than 0, got the number 0",
+    ),
+    (
+        "{limits: {max_load_second: 5}}",
+        "limits.max_load_second: unknown key; did you mean 'max_load_seconds'?",
+    ),
+    (
+        "{limits: {max_latency_seconds: 5}}",
+        "limits.max_latency_seconds: unknown key; write 'max_latency', in seconds",
+    ),
+    ("{require_gpu: 1}", "require_gpu: expected true or false, got the number 1"),
+]
+
+
+@pytest.mark.parametrize(("written", "message"), WRONG_SMOKE)
+def test_each_wrong_limit_is_reported(written: str, message: str) -> None:
+    text = document(smoke=written)
+    (said,) = refused(text).splitlines()
+    place, rest = said.split(": ", 1)
+    assert place.startswith(f"models.yaml:{len(text.splitlines())}:")
+    assert rest == f"models.m.smoke.{message}"
+    file = read_yaml(Path("models.yaml"))
+    assert not jsonschema.Draft202012Validator(json_schema()).is_valid(file.data)
+
+
+def test_limits_are_added_to_the_defaults_key_by_key() -> None:
+    defaults = "{smoke: {require_gpu: true, limits: {max_gpu_memory: 6 GB, max_load_seconds: 60}}}"
+    text = document(defaults=defaults, smoke="{limits: {max_load_seconds: 90}}")
+    (spec,) = loaded(text).select((), all=True)
+    assert spec.smoke.require_gpu is True
+    assert spec.smoke.limits == Limits(max_gpu_memory="6 GB", max_load_seconds=90.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"device": "cpu", "smoke": "{require_gpu: true}"},
+            "`device: cpu` and `require_gpu: true` exclude each other; write `require_gpu: false`, or"
+            " another device",
+        ),
+        (
+            {"smoke": "{limits: {max_latency: 1}}"},
+            "`limits: max_latency` is measured by repeating a check that is meant to succeed, and none"
+            " (of a status from 200 to 299) is declared",
+        ),
+        (
+            {"smoke": "{limits: {min_throughput: 1}, checks: [{get: /no, status: 404}]}"},
+            "`limits: min_throughput` is measured by repeating a check that is meant to succeed, and none"
+            " (of a status from 200 to 299) is declared",
+        ),
+    ],
+)
+def test_what_no_run_can_pass_is_refused(keys: dict[str, str], message: str) -> None:
+    text = document(**keys)
+    assert refused(text) == f"models.yaml:{len(text.splitlines())}:12: models.m.smoke: {message}"
+    model(device="any", smoke="{require_gpu: true, limits: {max_latency: 1}, checks: [{get: /h}]}")  # control
+
+
+def test_what_no_run_can_pass_is_refused_at_the_defaults_where_they_say_it() -> None:
+    text = document(defaults="{smoke: {require_gpu: true}}", device="cpu")
+    assert refused(text).startswith("models.yaml:2:19: defaults.smoke: `device: cpu`")
 
 
 def test_a_golden_belongs_to_one_answer() -> None:
