@@ -261,7 +261,12 @@ def test_answers_are_taken_for_goldens(tmp_path: Path) -> None:
 
 
 def test_limits_are_judged_by_what_was_measured(tmp_path: Path) -> None:
-    limits = {"max_load_seconds": 0.5, "max_latency": 60, "min_throughput": 0.001, "max_gpu_memory": "1 GB"}
+    limits: dict[str, Any] = {
+        "max_load_seconds": 0.5,
+        "max_latency": 60,
+        "min_throughput": 0.001,
+        "max_gpu_memory": "1 GB",
+    }
     run = Run()
     with serving(tmp_path, "good") as container:
         log = carry_out(container, spec(echo(), limits=Limits(**limits)), run)
