@@ -26,7 +26,7 @@
     |   +-- SmokeFailed          51   an answer was not the expected one
     |   +-- NotReady             52   the container ended, or did not become ready in time
     |   +-- GpuUnavailable       53   the model needs a GPU and the engine has none, or none that it can use
-    |   +-- GoldenError          55   a golden answer is missing, or is not what a check asks for
+    |   +-- GoldenError          54   a golden answer is missing, or is not what a check asks for
     +-- RegistryError            60   the registry answered something we cannot use
     |   +-- RegistryUnavailable  61   the registry cannot be reached
     |   +-- RegistryAuthError    62   the registry refused the credentials
@@ -217,7 +217,7 @@ class GpuUnavailable(SmokeError):
 class GoldenError(SmokeError):
     """A golden answer is missing, answers another request, or its file is unusable."""
 
-    exit_code = 55
+    exit_code = 54
 
 
 class RegistryError(ModelbakeError):

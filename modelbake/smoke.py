@@ -90,7 +90,8 @@ def smoke(
         gpu=gpu,
     )
     if not gpu and model.device == "any":
-        output.event("smoke_without_gpu", "this engine has no GPU: the report will say so", level="warning")
+        so = "nothing is pushed on its report" if model.smoke.require_gpu else "the report will say so"
+        output.event("smoke_without_gpu", f"this engine has no GPU: {so}", level="warning")
     others = "" if update_goldens else _whose(model, kept, lock)
     if others:
         output.event("goldens_of_others", f"{others}; they are compared all the same", level="warning")

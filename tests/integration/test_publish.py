@@ -136,7 +136,7 @@ def test_goldens_and_a_required_gpu_are_asked_for_before_anything_moves(
         assert refused.code == 53 and "`require_gpu: true`" in refused.err
     world.models(tiny={"version": "1.1.0", "smoke": smoke})
     refused = world.build_py("publish", "tiny")
-    assert refused.code == 55 and "golden sum is missing" in refused.err
+    assert refused.code == 54 and "golden sum is missing" in refused.err
     assert world.build_py("publish", "tiny", "--candidate", "--gpus", "all").code == 2
     assert released.proxy.received == {}, "nothing was sent"
     made = world.build_py("publish", "tiny", "--update-goldens").ok()
