@@ -15,13 +15,13 @@ from pydantic import Field, PrivateAttr
 
 from modelbake import schema
 from modelbake.errors import UsageError
+from modelbake.expected import golden_of
 from modelbake.scalars import quoted
-from modelbake.schema import DEFAULT_HUB, Approx, Device, json_schema
+from modelbake.schema import DEFAULT_HUB, Device, json_schema
 from modelbake.validation import Entry, did_you_mean, validate
-from modelbake.yamlfile import KeyPath, Problem, YamlFile, dotted, read_yaml
+from modelbake.yamlfile import KeyPath, Problem, YamlFile, dotted, raise_problems, read_yaml
 
 __all__ = [
-    "Approx",
     "CheckSpec",
     "Config",
     "Device",
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class CheckSpec(Entry):
-    """One request to the running image; `expect` maps JMESPath expressions to a JSON value or an Approx."""
+    """One request to the running image; `expect` maps JMESPath expressions to JSON values or `expected`'s."""
 
     name: str
     method: Literal["GET", "POST"]
@@ -43,14 +43,27 @@ class CheckSpec(Entry):
     status: int = 200
     expect: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def goldens(self) -> dict[str, str]:
+        """The goldens that answers are compared with: their names, and the expressions that yield them."""
+        named = ((golden_of(wanted), expression) for expression, wanted in self.expect.items())
+        return {name: expression for name, expression in named if name is not None}
+
 
 class SmokeSpec(Entry):
     """How the built image is tried out. `requests` repetitions of the first check measure its speed."""
 
     startup_seconds: float = 300.0
     requests: int = 20
+    require_gpu: bool = False
+    limits: schema.Limits = Field(default_factory=schema.Limits)
     checks: tuple[CheckSpec, ...] = ()
     tolerance: schema.ToleranceEntry = Field(default_factory=schema.ToleranceEntry)
+
+    @property
+    def meant_to_succeed(self) -> CheckSpec | None:
+        """The check that is repeated to measure speed: only a good answer says something about it."""
+        return next((check for check in self.checks if 200 <= check.status < 300), None)
 
 
 class ModelSpec(Entry):
@@ -120,6 +133,7 @@ def load_config(path: Path) -> Config:
     models = {name: _merged(name, document.defaults, entry) for name, entry in document.models.items()}
     config = Config(path=path, registry=document.registry, models=models)
     config._file = file
+    raise_problems(path, list(_impossible(config)))
     return config
 
 
@@ -143,12 +157,36 @@ def _without_runtime(file: YamlFile) -> Iterator[Problem]:
             yield file.problem(("models", name, "runtime"), message)
 
 
+def _impossible(config: Config) -> Iterator[Problem]:
+    """Yield a problem for each model whose settings, put together, no smoke run can pass."""
+    for spec in config.models.values():
+        smoke, limits = spec.smoke, spec.smoke.limits
+        if smoke.require_gpu and spec.device == "cpu":
+            yield config.problem(
+                spec.name,
+                "smoke",
+                "`device: cpu` and `require_gpu: true` exclude each other; write `require_gpu: false`, or"
+                " another device",
+            )
+        if smoke.meant_to_succeed is None:
+            for key in ("min_throughput", "max_latency"):
+                if getattr(limits, key) is not None:
+                    yield config.problem(
+                        spec.name,
+                        "smoke",
+                        f"`limits: {key}` is measured by repeating a check that is meant to succeed, and none"
+                        " (of a status from 200 to 299) is declared",
+                    )
+
+
 def _written(entry: Entry) -> dict[str, Any]:
     return {key: getattr(entry, key) for key in entry.model_fields_set}
 
 
 def _merged(name: str, defaults: schema.Settings, entry: schema.ModelEntry) -> ModelSpec:
     smoke = {**_written(defaults.smoke), **_written(entry.smoke)}
+    limits = {**_written(defaults.smoke.limits), **_written(entry.smoke.limits)}
+    smoke["limits"] = schema.Limits(**limits)
     smoke["checks"] = _checks(smoke.get("checks", ()))
     own = {
         "name": name,

@@ -17,7 +17,8 @@ from docker.errors import NotFound
 from docker.types import DeviceRequest
 
 from modelbake.buildkit.failure import translating
-from modelbake.errors import EngineError
+from modelbake.errors import EngineError, GpuUnavailable
+from modelbake.gpus import NVIDIA, Gpus, engine_trouble
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -32,13 +33,13 @@ _INTERRUPTED_SECONDS = 2.0  # how long a container whose creation was cut off ma
 
 @dataclass(frozen=True)
 class ContainerSpec:
-    """What to start. `gpus`: how many, 'all', or None; `memory`: a limit in bytes, or None."""
+    """What to start. `gpus`: which, or None for none; `memory`: a limit in bytes, or None."""
 
     image: str
     name_prefix: str = "modelbake"
     read_only: bool = True
     network: str = "none"
-    gpus: int | str | None = None
+    gpus: Gpus | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     memory: int | None = None
     command: Sequence[str] | None = None
@@ -135,17 +136,21 @@ def split_streams(output: bytes) -> dict[str, bytes]:
     return {name: bytes(data) for name, data in streams.items()}
 
 
-def gpu_request(gpus: int | str, *, cdi: bool) -> DeviceRequest:
-    """Return the device request for some number of GPUs, or 'all'.
+def gpu_request(gpus: Gpus, *, cdi: bool) -> DeviceRequest:
+    """Return the device request for some GPUs.
 
     Args:
-        gpus: a number, or 'all'.
+        gpus: which. CDI names are asked for by these; everything else in the way that the engine has.
         cdi: the engine knows GPUs by CDI names only, not by an nvidia runtime.
     """
+    if gpus.cdi:
+        return DeviceRequest(driver="cdi", device_ids=list(gpus.cdi))
     if cdi:
-        names = ["all"] if gpus == "all" else [str(index) for index in range(int(gpus))]
-        return DeviceRequest(driver="cdi", device_ids=[f"nvidia.com/gpu={name}" for name in names])
-    return DeviceRequest(count=-1 if gpus == "all" else int(gpus), capabilities=[["gpu"]])
+        names = gpus.devices or (["all"] if gpus.count is None else map(str, range(gpus.count)))
+        return DeviceRequest(driver="cdi", device_ids=[f"{NVIDIA}={name}" for name in names])
+    if gpus.devices:
+        return DeviceRequest(device_ids=list(gpus.devices), capabilities=[["gpu"]])
+    return DeviceRequest(count=-1 if gpus.count is None else gpus.count, capabilities=[["gpu"]])
 
 
 @contextmanager
@@ -154,13 +159,14 @@ def started(api: APIClient, spec: ContainerSpec, *, cdi: bool) -> Iterator[Conta
 
     Raises:
         ImageNotFound: no such image.
+        GpuUnavailable: the engine cannot give it these GPUs, or the driver there is too old for the image.
         EngineError: the engine cannot start it.
     """
     # Named by us beforehand, so that it can be removed even where its creation was interrupted.
     name = f"{spec.name_prefix}-{uuid.uuid4().hex[:12]}"
     known = False
     try:
-        with translating(spec.image):
+        with _telling_of_gpus(spec), translating(spec.image):
             host = api.create_host_config(
                 read_only=spec.read_only,
                 cap_drop=["ALL"],
@@ -188,6 +194,19 @@ def started(api: APIClient, spec: ContainerSpec, *, cdi: bool) -> Iterator[Conta
         except KeyboardInterrupt:  # a second Ctrl-C must not leave it running
             _remove(api, name, wait=False)
             raise
+
+
+@contextmanager
+def _telling_of_gpus(spec: ContainerSpec) -> Iterator[None]:
+    """Turn an engine's error that is about GPUs into one that says what to do about it."""
+    try:
+        yield
+    except EngineError as error:
+        trouble = engine_trouble(error.message) if spec.gpus is not None else None
+        if trouble is None:
+            raise
+        message = f"{trouble.message}\n  the engine said: {error.message}"
+        raise GpuUnavailable(message, subject=error.subject, hint=trouble.hint) from error
 
 
 def _remove(api: APIClient, name: str, *, wait: bool) -> None:

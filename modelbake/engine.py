@@ -32,6 +32,7 @@ from modelbake.engine_push import PushedTag, push
 from modelbake.engine_stream import LayerProgress
 from modelbake.errors import EngineError, EngineNotFound, EngineTooOld
 from modelbake.errors import ImageNotFound as NoSuchImage
+from modelbake.gpus import NVIDIA
 
 if TYPE_CHECKING:
     from modelbake.dockerconfig import RegistryCredentials
@@ -56,7 +57,6 @@ OLDEST = (23, 0)
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
 _CONTEXT = "modelbake"
 _PROBE_SECONDS = 10
-_NVIDIA_CDI = "nvidia.com/gpu"
 
 
 @dataclass(frozen=True)
@@ -351,11 +351,11 @@ def _root(error: BaseException) -> BaseException:
 def _knows_cdi_gpus(info: Mapping[str, Any], *, local: bool) -> bool:
     """Tell whether CDI names NVIDIA GPUs: new engines list them, of older ones the spec folders are known."""
     devices = info.get("DiscoveredDevices") or ()
-    if any(str(each.get("ID", "")).startswith(_NVIDIA_CDI) for each in devices):
+    if any(str(each.get("ID", "")).startswith(NVIDIA) for each in devices):
         return True
     for folder in (info.get("CDISpecDirs") or ()) if local else ():
         for spec in (*Path(folder).glob("*.json"), *Path(folder).glob("*.yaml")):
             with suppress(OSError):
-                if _NVIDIA_CDI in spec.read_text(errors="replace"):
+                if NVIDIA in spec.read_text(errors="replace"):
                     return True
     return False

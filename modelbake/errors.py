@@ -26,7 +26,8 @@
     +-- SmokeError               50   the smoke run could not be carried out
     |   +-- SmokeFailed          51   an answer was not the expected one
     |   +-- NotReady             52   the container ended, or did not become ready in time
-    |   +-- GpuUnavailable       53   the model needs a GPU and the engine has none
+    |   +-- GpuUnavailable       53   the model needs a GPU and the engine has none, or none that it can use
+    |   +-- GoldenError          54   a golden answer is missing, or is not what a check asks for
     |   +-- PerformanceRegressed 55   it is worse than the last released version, by more than is tolerated
     +-- RegistryError            60   the registry answered something we cannot use
     |   +-- RegistryUnavailable  61   the registry cannot be reached
@@ -216,9 +217,15 @@ class NotReady(SmokeError):
 
 
 class GpuUnavailable(SmokeError):
-    """The model needs a GPU and the engine has none."""
+    """The model needs a GPU and the engine has none, or none that this image can use."""
 
     exit_code = 53
+
+
+class GoldenError(SmokeError):
+    """A golden answer is missing, answers another request, or its file is unusable."""
+
+    exit_code = 54
 
 
 class PerformanceRegressed(SmokeError):

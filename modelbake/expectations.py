@@ -1,7 +1,7 @@
-"""Whether an answer is the declared one. Pure: no network, no engine.
+"""Whether an answer is the declared one. No network, no engine; only a regular expression starts a process.
 
 A check expects an HTTP status and, for some JMESPath expressions over the JSON body, a value: an equal one,
-or for numbers one within a tolerance. Whatever came instead is a failure that says what came, never an error.
+or what `expected` has words for. Whatever came instead is a failure that says what came, never an error.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from typing import Any
 import jmespath
 import jmespath.exceptions
 
-from modelbake.schema import Approx
+from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches, golden_of
+from modelbake.patterns import SearchError, found
+from modelbake.validation import Entry
+from modelbake.vectors import cosine, is_number, is_vector
 
 _SHOWN = 200  # characters of a value that a message or a report shows
+_COSINE_DIGITS = 9
+_PARTED = 60  # characters that are shown of where a text parts from the golden one
+_NO_GOLDENS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,10 @@ class Outcome:
     mismatches: tuple[Mismatch, ...]
 
 
-def judge(status: int, expect: Mapping[str, Any], answer: Answer) -> Outcome:
-    """Compare an answer with the expected status and expressions."""
+def judge(
+    status: int, expect: Mapping[str, Any], answer: Answer, goldens: Mapping[str, Any] = _NO_GOLDENS
+) -> Outcome:
+    """Compare an answer with the expected status and expressions. `goldens` has the golden values by name."""
     expected: dict[str, Any] = {"status": status}
     if expect:
         expected["body"] = {expression: _plain(value) for expression, value in expect.items()}
@@ -71,39 +79,80 @@ def judge(status: int, expect: Mapping[str, Any], answer: Answer) -> Outcome:
     if not expect:
         return fail()
     try:
-        if answer.truncated:
-            raise ValueError("it is too long")
-        body = json.loads(answer.body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        body = read_body(answer)
+    except ValueError as error:
         came = f"{shorten(answer.body)} ({error})"
         return fail(Mismatch("body", "JSON", came), body=shorten(answer.body))
     values: dict[str, Any] = {}
     mismatches = []
     for expression, wanted in expect.items():
         try:
-            value = jmespath.search(expression, body)
-        except (
-            jmespath.exceptions.JMESPathError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
-            # The last are what its functions let through for values they were not made for.
+            value = search(expression, body)
+        except ValueError as error:
             values[expression] = {"error": shorten(str(error))}
             mismatches.append(Mismatch(expression, describe(wanted), f"no value ({_printable(str(error))})"))
             continue
-        values[expression] = value if _is_short_json(value) else shorten(value)
-        if not matches(wanted, value):
-            came = shorten(value) + (" (nothing is there)" if value is None else "")
-            mismatches.append(Mismatch(expression, describe(wanted), came))
+        values[expression] = _recorded(wanted, value, goldens)
+        if (instead := difference(wanted, value, goldens)) is not None:
+            mismatches.append(Mismatch(expression, describe(wanted), instead))
     return fail(*mismatches, body=values)
+
+
+def read_body(answer: Answer) -> Any:
+    """Return the JSON of an answer; ValueError says why there is none."""
+    if answer.truncated:
+        raise ValueError("it is too long")
+    try:
+        return json.loads(answer.body, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def search(expression: str, body: Any) -> Any:
+    """Return what a JMESPath expression yields over a JSON value; ValueError where it cannot be evaluated."""
+    try:
+        return jmespath.search(expression, body)
+    except (jmespath.exceptions.JMESPathError, TypeError, ArithmeticError, RecursionError) as error:
+        # The last three are what its functions let through for values they were not made for.
+        raise ValueError(str(error)) from error
+
+
+def difference(wanted: Any, value: Any, goldens: Mapping[str, Any] = _NO_GOLDENS) -> str | None:
+    """Return what came instead of an expected value, in words; None where it is as expected."""
+    came = shorten(value) + (" (nothing is there)" if value is None else "")
+    if isinstance(wanted, Contains):
+        return None if isinstance(value, str) and wanted.contains in value else came
+    if isinstance(wanted, Matches):
+        try:
+            return None if isinstance(value, str) and found(wanted.matches, value) else came
+        except SearchError as error:
+            return f"{came} ({error})"
+    if (name := golden_of(wanted)) is not None and name not in goldens:
+        return f"{came}; there is no such golden"
+    if isinstance(wanted, Cosine):
+        golden = goldens[wanted.cosine]
+        if not is_vector(value):
+            return f"{came}, which is no vector"
+        if not is_vector(golden):
+            return f"{came}; the golden is no vector"
+        if len(value) != len(golden):
+            return f"a vector of {len(value)} numbers; the golden has {len(golden)}"
+        near = cosine(value, golden)
+        return None if near >= wanted.at_least else f"{near:.6f}"
+    if isinstance(wanted, Golden):
+        golden = goldens[wanted.golden]
+        return None if matches(golden, value) else f"{came}{_apart(golden, value)}"
+    return None if matches(wanted, value) else came
 
 
 def matches(expected: Any, actual: Any) -> bool:
     """Tell whether a JSON value is the expected one; `true` is not 1, while 1 is 1.0."""
+    if isinstance(expected, Equals):
+        return matches(expected.equals, actual)
     if isinstance(expected, Approx):
-        return _is_number(actual) and _near(expected, actual)
+        return is_number(actual) and _near(expected, actual)
+    if isinstance(expected, Between):
+        return is_number(actual) and _within(expected, actual)
     if isinstance(expected, Mapping):
         return (
             isinstance(actual, dict)
@@ -116,15 +165,32 @@ def matches(expected: Any, actual: Any) -> bool:
             and len(actual) == len(expected)
             and all(matches(*pair) for pair in zip(expected, actual, strict=True))
         )
-    if _is_number(expected):
-        return _is_number(actual) and bool(expected == actual)
+    if is_number(expected):
+        return is_number(actual) and bool(expected == actual)
     return type(expected) is type(actual) and bool(expected == actual)
 
 
 def describe(expected: Any) -> str:
     """Return an expectation for a message."""
-    if isinstance(expected, Approx):
-        return f"{expected.approx:g} ± {expected.tolerance:g}"
+    match expected:
+        case Approx():
+            return f"{expected.approx:g} ± {expected.tolerance:g}"
+        case Between(at_least=None):
+            return f"at most {expected.at_most:g}"
+        case Between(at_most=None):
+            return f"at least {expected.at_least:g}"
+        case Between():
+            return f"{expected.at_least:g} to {expected.at_most:g}"
+        case Contains():
+            return f"text with {shorten(expected.contains)} in it"
+        case Matches():
+            return f"text that matches {shorten(expected.matches)}"
+        case Cosine():
+            return f"a cosine of at least {expected.at_least:g} to golden {shorten(expected.cosine)}"
+        case Golden():
+            return f"golden {shorten(expected.golden)}"
+        case Equals():
+            return shorten(expected.equals)
     return shorten(expected)
 
 
@@ -152,13 +218,30 @@ def _is_short_json(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """Return an expectation as JSON for the report."""
-    if isinstance(value, Approx):
-        return {"approx": value.approx, "tolerance": value.tolerance}
-    return value
+    return value.model_dump(exclude_none=True) if isinstance(value, Entry) else value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _recorded(wanted: Any, value: Any, goldens: Mapping[str, Any]) -> Any:
+    """Return what the report keeps of a value: of a vector how near it came."""
+    if isinstance(wanted, Cosine):
+        golden = goldens.get(wanted.cosine)
+        if is_vector(value) and is_vector(golden) and len(value) == len(golden):
+            return {"cosine": round(cosine(value, golden), _COSINE_DIGITS), "length": len(value)}
+    return value if _is_short_json(value) else shorten(value)
+
+
+def _apart(golden: Any, value: Any) -> str:
+    """Return where two texts part: in long ones that is what one looks for."""
+    if not isinstance(golden, str):
+        return f"; the golden is {shorten(golden)}"
+    if not isinstance(value, str):
+        return f"; the golden is text: {shorten(golden)}"
+    at = next((n for n, (a, b) in enumerate(zip(golden, value, strict=False)) if a != b), None)
+    at = min(len(golden), len(value)) if at is None else at
+    return (
+        f"; from character {at + 1} on it is {shorten(value[at : at + _PARTED])},"
+        f" and the golden {shorten(golden[at : at + _PARTED])}"
+    )
 
 
 def _near(expected: Approx, actual: float) -> bool:
@@ -166,6 +249,14 @@ def _near(expected: Approx, actual: float) -> bool:
         return math.isfinite(actual) and abs(actual - expected.approx) <= expected.tolerance
     except OverflowError:  # an integer beyond all floats
         return False
+
+
+def _within(expected: Between, actual: float) -> bool:
+    if isinstance(actual, float) and not math.isfinite(actual):  # 1e999 is JSON
+        return False
+    return (expected.at_least is None or actual >= expected.at_least) and (
+        expected.at_most is None or actual <= expected.at_most
+    )
 
 
 def _refuse_constant(name: str) -> Any:

@@ -98,7 +98,7 @@ def write_lock(path: Path, lock: Lock) -> bool:
         target = path.resolve()  # a link stays a link
         if target.is_file() and target.read_bytes() == content:
             return False
-        _replace(target, content)
+        replace_file(target, content)
     except OSError as error:
         raise LockError(f"cannot be written ({error.strerror})", subject=str(path)) from error
     return True
@@ -161,7 +161,7 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _replace(target: Path, content: bytes) -> None:
+def replace_file(target: Path, content: bytes) -> None:
     """Put a complete file in the place of `target`, or leave everything as it was."""
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o644
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelbake.errors import SmokeError
 from modelbake.expectations import shorten
+from modelbake.gpus import driver_trouble
 
 if TYPE_CHECKING:
     from modelbake.containers import ContainerState, ExecResult
@@ -135,8 +136,11 @@ def ask(
     return probed
 
 
-def why_ended(state: ContainerState, log: str) -> tuple[str, str]:
-    """Return why a container is not running any more, in words, and what to do."""
+def why_ended(state: ContainerState, log: str, cuda: str = "") -> tuple[str, str]:
+    """Return why a container is not running any more, in words, and what to do.
+
+    `cuda` is the image's version of CUDA, "" where that is not known.
+    """
     found = events_of(log)
     if state.oom_killed:
         return "the container was killed for lack of memory", "give the engine's machine more memory"
@@ -160,7 +164,10 @@ def why_ended(state: ContainerState, log: str) -> tuple[str, str]:
             "the image cannot start its server (exit code 66)" + "".join(f"\n  {line}" for line in reasons),
             "",
         )
-    return f"the container ended with exit code {state.exit_code}", ""
+    ended = f"the container ended with exit code {state.exit_code}"
+    if trouble := driver_trouble(log, cuda):
+        return f"{ended}: {trouble.message}", trouble.hint
+    return ended, ""
 
 
 def shown_log(log: str) -> str:

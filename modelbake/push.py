@@ -47,6 +47,7 @@ def push(
     version: str,
     image: LocalImage,
     asked: str,
+    require_gpu: bool,
     reports: Path,
     output: Output,
     tolerance: ToleranceEntry | None = None,
@@ -60,6 +61,7 @@ def push(
         version: the release tag.
         image: the very image that the report is about.
         asked: what the model declares for its smoke run now (`report.asked_of`).
+        require_gpu: a report of a run on a CPU is not enough.
         reports: the folder of all reports.
         output: where progress goes.
         tolerance: how much worse than the last released version it may be (default: as much as you like).
@@ -73,7 +75,7 @@ def push(
     """
     reference = split_reference(f"{repository}:{version}")
     model = repository.rpartition("/")[2]
-    report = require_passing_report(reports, model, version, image, asked)
+    report = require_passing_report(reports, model, version, image, asked, require_gpu=require_gpu)
     credentials = registry_auth.for_registry(reference.registry)
     if credentials is not None:
         for secret in credentials.secrets:
@@ -115,7 +117,9 @@ def push(
     return PushedImage(f"{repository}@{manifest.digest}", manifest.digest, version, already=False)
 
 
-def require_passing_report(reports: Path, model: str, version: str, image: LocalImage, asked: str) -> Report:
+def require_passing_report(
+    reports: Path, model: str, version: str, image: LocalImage, asked: str, *, require_gpu: bool
+) -> Report:
     """Return the report; raise ReportMissing unless this very image passed what models.yaml asks now."""
     report = read_report(reports, model, version)
     subject, hint = f"{model} {version}", f"run `build.py smoke {model}`"
@@ -128,9 +132,15 @@ def require_passing_report(reports: Path, model: str, version: str, image: Local
             subject=subject,
             hint=hint,
         )
+    if require_gpu and not report.gpu:
+        raise ReportMissing(
+            "the smoke run was on a CPU, and models.yaml says `require_gpu: true`",
+            subject=subject,
+            hint=f"{hint} with DOCKER_HOST set to an engine that has a GPU",
+        )
     if report.asked != asked:
         raise ReportMissing(
-            "the smoke report is about another device or other checks than models.yaml names now",
+            "the smoke report is about another device, other checks or other goldens than are named now",
             subject=subject,
             hint=hint,
         )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -19,9 +20,7 @@ from modelbake import grammar
 from modelbake.errors import ReportMissing, SmokeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from modelbake.config import CheckSpec, ModelSpec
+    from modelbake.config import ModelSpec
 
 LARGEST_REPORT = 16 << 20  # bytes
 
@@ -112,19 +111,20 @@ class Report(_Part):
         return self
 
 
-def asked_of(model: ModelSpec) -> str:
-    """Return `sha256:...` of what models.yaml asks of a smoke run: the device and all checks.
+def asked_of(model: ModelSpec, goldens: Mapping[str, Any]) -> str:
+    """Return `sha256:...` of what is asked of a smoke run: the device, all checks, and their golden values.
 
     A report is about an image and these: it says nothing of a check that was declared after it.
     """
-    # What may be tolerated is asked of a release, not of a run.
-    smoke = model.smoke.model_dump(mode="json", exclude={"tolerance"})
-    return _digest_of({"device": model.device, "smoke": smoke})
-
-
-def measured_check(checks: Sequence[CheckSpec]) -> CheckSpec | None:
-    """Return the check whose request is repeated to measure speed: the first one that is meant to succeed."""
-    return next((check for check in checks if 200 <= check.status < 300), None)
+    named = {name for check in model.smoke.checks for name in check.goldens}
+    return _digest_of(
+        {
+            "device": model.device,
+            # What may be tolerated is asked of a release, not of a run.
+            "smoke": model.smoke.model_dump(mode="json", exclude={"tolerance"}),
+            "goldens": {name: value for name, value in goldens.items() if name in named},
+        }
+    )
 
 
 def request_of(model: ModelSpec) -> str | None:
@@ -132,7 +132,7 @@ def request_of(model: ModelSpec) -> str | None:
 
     Latency and throughput of two versions say something about each other only where it is the same.
     """
-    check = measured_check(model.smoke.checks)
+    check = model.smoke.meant_to_succeed
     if check is None:
         return None
     return _digest_of({"method": check.method, "path": check.path, "body": check.body})

@@ -132,6 +132,9 @@ def check_runtimes(config: Config, images: Path) -> Mapping[str, Runtime]:
         elif runtime is not None and not runtime.serves and spec.smoke.checks:
             words = f"runtime {runtime.name} serves nothing, so nothing can be asked: leave `checks` out"
             problems.append(config.problem(spec.name, "smoke", words))
+        elif runtime is not None and not runtime.serves and spec.smoke.require_gpu:
+            words = f"runtime {runtime.name} serves nothing, on a GPU or elsewhere: leave `require_gpu` out"
+            problems.append(config.problem(spec.name, "smoke", words))
     try:
         raise_problems(config.path, problems)
     except ConfigError as error:

@@ -6,15 +6,15 @@ These classes mirror the file. `modelbake.config` turns them into what the progr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import core_schema
 
-from modelbake import grammar
+from modelbake import grammar, quantity
+from modelbake.expected import Expected, golden_of
 from modelbake.expressions import EXPRESSION, why_not
 from modelbake.grammar import holds_a_secret, holds_a_token, names_a_secret
 from modelbake.scalars import quoted
@@ -101,38 +101,11 @@ Labels = dict[
 ]
 
 
-class Approx(Entry):
-    """An expected number that may be off by `tolerance` in either direction."""
-
-    approx: Annotated[float, Number("a number", -1e308, 1e308)] = Field(description="The expected number.")
-    tolerance: Annotated[float, Number("a number greater than 0", 0, 1e308, above=True)] = Field(
-        description="How far the answer may be off, in either direction.", examples=[0.001]
-    )
-
-
-@dataclass(frozen=True)
-class _Expected:
-    """Annotation of an expected value: any JSON value, or an Approx where a mapping looks like one."""
-
-    model = Approx
-
-    def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def check(value: Any, as_approx: core_schema.ValidatorFunctionWrapHandler) -> Any:
-            looks_so = isinstance(value, dict) and ("approx" in value or "tolerance" in value)
-            return as_approx(value) if looks_so else value
-
-        return core_schema.no_info_wrap_validator_function(check, handler.generate_schema(Approx))
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        looks_so = {"type": "object", "anyOf": [{"required": ["approx"]}, {"required": ["tolerance"]}]}
-        return {"anyOf": [handler(schema), {"not": looks_so}]}
-
-
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in a JSON value, the keys of its objects included."""
-    if isinstance(value, str):
+    """Yield every text in a JSON value or an expected one, the keys of its objects included."""
+    if isinstance(value, Entry):
+        yield from _texts(value.model_dump())
+    elif isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, each in value.items():
@@ -159,12 +132,14 @@ class CheckEntry(Entry):
     status: Annotated[int, Number("an HTTP status from 100 to 599", 100, 599, whole=True)] = Field(
         default=200, description="The expected HTTP status."
     )
-    expect: dict[Expression, Annotated[Any, _Expected()]] = Field(
+    expect: dict[Expression, Annotated[Any, Expected()]] = Field(
         default_factory=dict,
-        description="JMESPath expressions over the answer, each with the value it has to yield,"
-        " or {approx: NUMBER, tolerance: NUMBER}.",
+        description="JMESPath expressions over the answer, each with the value it has to yield or with one of"
+        " {approx, tolerance}, {at_least, at_most}, {contains}, {matches}, {cosine, at_least}, {golden},"
+        " {equals}.",
         examples=[
-            {"length(data[0].embedding)": 384, "data[0].embedding[0]": {"approx": 0.034, "tolerance": 0.001}}
+            {"length(data[0].embedding)": 384, "data[0].embedding": {"cosine": "hello", "at_least": 0.999}},
+            {"choices[0].message.content": {"contains": "hello"}, "usage.total_tokens": {"at_most": 64}},
         ],
     )
 
@@ -211,6 +186,38 @@ class ToleranceEntry(Entry):
     )
 
 
+_AMOUNT = Number("a number greater than 0", 0, 1e9, above=True)
+
+
+class Limits(Entry):
+    """What a smoke run may measure at most, or at least, and still pass."""
+
+    explained = MappingProxyType(
+        {
+            "max_memory": "write 'max_gpu_memory'",
+            "max_size": "the image's size is no matter of a smoke run",
+            "max_latency_seconds": "write 'max_latency', in seconds",
+            "min_throughput_per_second": "write 'min_throughput', in answers a second",
+        }
+    )
+
+    max_gpu_memory: Annotated[str | None, Text(quantity.SIZE)] = Field(
+        default=None,
+        description="The most GPU memory: the server's own peak (modelbake_gpu_memory_peak_bytes), or where"
+        " it does not count what the driver says is taken.",
+        examples=list(quantity.SIZE.examples),
+    )
+    max_load_seconds: Annotated[float | None, _AMOUNT] = Field(
+        default=None, description="The longest that loading the model takes, as the server counts it."
+    )
+    min_throughput: Annotated[float | None, _AMOUNT] = Field(
+        default=None, description="The fewest answers a second, to requests one after the other."
+    )
+    max_latency: Annotated[float | None, _AMOUNT] = Field(
+        default=None, description="The most seconds within which 95 of 100 answers are whole."
+    )
+
+
 class SmokeEntry(Entry):
     """How the built image is tried out before it may be pushed."""
 
@@ -219,6 +226,14 @@ class SmokeEntry(Entry):
     )
     requests: Annotated[int, Number("a whole number from 1 to 100000", 1, 100_000, whole=True)] = Field(
         default=20, description="How often the first check is repeated to measure latency and throughput."
+    )
+    require_gpu: bool = Field(
+        default=False,
+        description="Nothing is pushed or published on the report of a CPU: for `device: any`, which may be"
+        " tried on one.",
+    )
+    limits: Limits = Field(
+        default_factory=Limits, description="What the run may measure at most, or at least, and still pass."
     )
     checks: tuple[CheckEntry, ...] = Field(
         default=(), strict=False, description="Requests and their expected answers, in order."
@@ -235,6 +250,9 @@ class SmokeEntry(Entry):
         names = [check.name for check in self.checks if check.name is not None]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise refusal(f"two checks have the name {quoted(twice[0])}")
+        goldens = [golden for check in self.checks for golden in map(golden_of, check.expect.values())]
+        if twice := sorted({name for name in goldens if name is not None and goldens.count(name) > 1}):
+            raise refusal(f"golden {quoted(twice[0])} is named twice; give each answer a golden of its own")
         return self
 
 
@@ -351,8 +369,8 @@ class ModelsFile(Entry):
     )
     defaults: Settings = Field(
         default_factory=Settings,
-        description="Settings of every model. A model's own `env`, `labels` and `smoke` are added key by key;"
-        " anything else that it says replaces the default.",
+        description="Settings of every model. A model's own `env`, `labels`, `smoke` and `limits` are added"
+        " key by key; anything else that it says replaces the default.",
     )
     models: dict[ModelName, ModelEntry] = Field(
         min_length=1, description="The models by name; the name becomes the image's name."

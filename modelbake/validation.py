@@ -202,6 +202,8 @@ def _message(file: YamlFile, model: type[Entry], path: KeyPath, detail: ErrorDet
             return f"expected a list, {got}{example}"
         case "dict_type" | "model_type" | "model_attributes_type":
             return f"expected a mapping (key: value), {got}"
+        case "bool_type":
+            return f"expected true or false, {got}"
         case "too_short":
             return "expected at least one item"
         case _:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelbake import __version__
 from modelbake.expectations import Answer, Mismatch, judge
+from modelbake.gpus import driver_trouble
 from modelbake.measurements import label_of, parse_metrics, summarize, total
 from modelbake.report import CheckReport, EngineFacts, GpuMemory, Report
 
@@ -28,11 +30,16 @@ class Judged:
 
 @dataclass
 class Run:
-    """What a run has found out so far."""
+    """What a run has found out so far.
+
+    `taken` has the answers that are to be goldens, by name; `cuda` is the image's version of CUDA, if known.
+    """
 
     checks: list[Judged] = field(default_factory=list)
     ready_seconds: float | None = None
     measured: Probed | None = None
+    taken: dict[str, Any] = field(default_factory=dict)
+    cuda: str = ""
 
     @property
     def failed(self) -> list[Judged]:
@@ -40,12 +47,16 @@ class Run:
         return [check for check in self.checks if not check.report.passed]
 
 
-def judge_check(check: CheckSpec, response: Response) -> Judged:
-    """Compare an answer with what a check declares."""
-    answer = Answer(
+def answer_of(response: Response) -> Answer:
+    """Return a probe's response as an answer to judge."""
+    return Answer(
         response.status, response.body, response.seconds, error=response.error, truncated=response.truncated
     )
-    outcome = judge(check.status, check.expect, answer)
+
+
+def judge_check(check: CheckSpec, response: Response, goldens: Mapping[str, Any]) -> Judged:
+    """Compare an answer with what a check declares. `goldens` has the golden values by name."""
+    outcome = judge(check.status, check.expect, answer_of(response), goldens)
     return judged(check.name, outcome.expected, outcome.actual, response.seconds, outcome.mismatches)
 
 
@@ -57,11 +68,17 @@ def judge_repeats(repeat: Repeat) -> Judged:
     return judged("repeat", expected, actual, repeat.wall, (wrong,) if repeat.errors else ())
 
 
-def judge_device(measured: Probed) -> Judged:
-    """A server that was given a GPU has to use it, where it says what it uses."""
+def judge_device(measured: Probed, log: str = "", cuda: str = "") -> Judged:
+    """A server that was given a GPU has to use it, where it says what it uses.
+
+    `log` is the container's, `cuda` the image's version of CUDA: PyTorch falls back to the CPU where the
+    driver is too old for it, and says so only there.
+    """
     said = label_of(parse_metrics(measured.metrics or ""), "modelbake_info", "device")
     wrong = said is not None and not said.startswith("cuda")
-    problem = Mismatch("the server's device", "cuda", str(said))
+    trouble = driver_trouble(log, cuda) if wrong else None
+    why = f" ({trouble.message}; {trouble.hint})" if trouble else ""
+    problem = Mismatch("the server's device", "cuda", f"{said}{why}")
     return judged("gpu", {"device": "cuda"}, {"device": said}, 0.0, (problem,) if wrong else ())
 
 
@@ -114,7 +131,7 @@ def make_report(
         asked=asked,
         request=request if latency else None,
         passed=bool(run.checks) and not run.failed,
-        device=f"cuda:{driver.gpu if driver else 'unknown'}" if gpu else "cpu",
+        device=device_of(run, gpu=gpu),
         gpu=gpu,
         started_at=started_at,
         engine=EngineFacts(
@@ -133,6 +150,12 @@ def make_report(
         checks=tuple(check.report for check in run.checks),
         toolkit_version=__version__,
     )
+
+
+def device_of(run: Run, *, gpu: bool) -> str:
+    """Return what a run was on: `cpu` or `cuda:NAME OF THE GPU`."""
+    driver = run.measured.driver if run.measured else None
+    return f"cuda:{driver.gpu if driver else 'unknown'}" if gpu else "cpu"
 
 
 def counted(checks: int) -> str:

@@ -44,6 +44,11 @@ class Workspace:
         return self.file.with_name("reports")
 
     @property
+    def goldens(self) -> Path:
+        """The folder of golden answers beside models.yaml."""
+        return self.file.with_name("goldens")
+
+    @property
     def templates(self) -> Path:
         """The folder of the toolkit's templates."""
         return _TOOLKIT / "templates"

@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     from modelbake.credentials import Secret
     from modelbake.engine import Engine
     from modelbake.output import Output
+    from modelbake.report import Report
     from modelbake.stream.flow import Reader
+    from modelbake.trial import Trial
     from modelbake.workspace import Workspace
 
 _MEMORY = ".modelbake/index.json"
@@ -68,6 +70,7 @@ class Lane:
         secrets: of a build of the runtime; `hf_token` is also for the hub.
         output: where progress goes.
         jobs: how many layers flow at once.
+        trial: how the image is tried before its version tag; the workspace's own way where nothing is said.
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class Lane:
         secrets: Mapping[str, Secret],
         output: Output,
         jobs: int,
+        trial: Trial | None = None,
     ) -> None:
+        self._asked_trial = trial
         self._workspace = workspace
         self._plan = plan
         self._secrets = secrets
@@ -117,6 +122,7 @@ class Lane:
             self._output.event(
                 "already_published", f"{plan.repository}:{plan.version} is there: {released.digest}"
             )
+            self._retake_goldens(released)
             return self._reference(released)
         runtime = self.find_runtime()
         require_room(weights_spec(plan, runtime), self._registry.host)
@@ -155,6 +161,7 @@ class Lane:
         engine = None if candidate_only or released else self._engine_for_smoke()
         sent = copy_image(manifest, layout, self.target, _candidate(manifest), self._jobs, self._stop)
         if released:
+            self._retake_goldens(manifest)
             return self._reference(manifest)
         return self._finish(manifest, engine, sent, layers_from=str(folder))
 
@@ -215,6 +222,12 @@ class Lane:
         return self._workspace.runtime_context(self._plan)
 
     @cached_property
+    def _trial(self) -> Trial:
+        from modelbake.trial import Trial
+
+        return self._asked_trial or Trial(self._workspace.reports, self._workspace.goldens)
+
+    @cached_property
     def _plan_digest(self) -> str:
         return self._workspace.context(self._plan).digest
 
@@ -235,8 +248,6 @@ class Lane:
         return VersionTag(self._registry, self.target.path, self._plan.version, same)
 
     def _engine_for_smoke(self) -> Engine:
-        from modelbake.smoke import wants_gpu
-
         try:
             engine = self._connect()
         except EngineNotFound as error:
@@ -244,8 +255,7 @@ class Lane:
                 f"{error.hint}; or publish with --candidate: without a test, and without a version tag"
             )
             raise
-        if self._plan.runtime.serves:
-            wants_gpu(self._plan.spec, engine.info.gpu)
+        self._trial.require_possible(self._plan.spec, engine.info.gpu, serves=self._plan.runtime.serves)
         return engine
 
     def _connect(self) -> Engine:
@@ -315,26 +325,14 @@ class Lane:
         )
         if engine is None:
             return reference
-        from modelbake.stream.proving import prove
-
-        report = prove(
-            engine,
-            self._plan,
-            reference,
-            manifest,
-            credentials=self._credentials,
-            reports=self._workspace.reports,
-            gate=Gate(
-                self.target,
-                self._plan.name,
-                self._plan.version,
-                self._plan.spec.smoke.tolerance,
-                self._output,
-            ),
-            output=self._output,
-            layers_from=layers_from or self.weights.name,
-            layout=layers_from is not None,
+        gate = Gate(
+            self.target,
+            self._plan.name,
+            self._plan.version,
+            self._plan.spec.smoke.tolerance,
+            self._output,
         )
+        report = self._prove(manifest, engine, gate, layers_from)
         keep_report(self.target, manifest, report, self._output)
         self._tag(lambda found: found.digest == manifest.digest).put(manifest)
         self._output.event(
@@ -345,6 +343,29 @@ class Lane:
             digest=manifest.digest,
         )
         return reference
+
+    def _prove(
+        self, manifest: Manifest, engine: Engine, gate: Gate | None, layers_from: str | None = None
+    ) -> Report:
+        from modelbake.stream.proving import prove
+
+        return prove(
+            engine,
+            self._plan,
+            self._reference(manifest),
+            manifest,
+            credentials=self._credentials,
+            trial=self._trial,
+            gate=gate,
+            output=self._output,
+            layers_from=layers_from or self.weights.name,
+            layout=layers_from is not None,
+        )
+
+    def _retake_goldens(self, released: Manifest) -> None:
+        """Take a released image's answers as goldens where that is asked for; nothing else is left to do."""
+        if self._asked_trial is not None and self._asked_trial.update_goldens:
+            self._prove(released, self._engine_for_smoke(), None)
 
     def _reference(self, manifest: Manifest) -> str:
         return f"{self._plan.repository}@{manifest.digest}"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelbake.engine_stream import telling
 from modelbake.errors import NotReady, ReportMissing
 from modelbake.plan import WeightGroup, group_files
 from modelbake.probing import WRONG_WEIGHTS_HINT
-from modelbake.push import require_passing_report
-from modelbake.report import asked_of
-from modelbake.smoke import smoke
 from modelbake.stream.flow import TAR_ZSTD
 from modelbake.stream.weights import GROUP, group_tag
 
@@ -23,6 +19,7 @@ if TYPE_CHECKING:
     from modelbake.plan import BuildPlan
     from modelbake.regression import Gate
     from modelbake.report import Report
+    from modelbake.trial import Trial
 
 
 def prove(
@@ -32,8 +29,8 @@ def prove(
     manifest: Manifest,
     *,
     credentials: RegistryCredentials | None,
-    reports: Path,
-    gate: Gate,
+    trial: Trial,
+    gate: Gate | None,
     output: Output,
     layers_from: str,
     layout: bool,
@@ -48,8 +45,8 @@ def prove(
         reference: `host/path@sha256:...`.
         manifest: what is there.
         credentials: the registry's, for the engine.
-        reports: the folder of all reports.
-        gate: how much worse than the version before it may be.
+        trial: how it is tested, and where its report is.
+        gate: how much worse than the version before it may be; None: as much as it likes.
         output: where progress goes.
         layers_from: the repository that remembers layers, or the folder of the OCI layout, for a hint.
         layout: whether it is a layout.
@@ -57,36 +54,29 @@ def prove(
     Raises what `Engine.pull` and `smoke` raise, and PerformanceRegressed.
     """
     image = engine.image(reference)
-    if image is not None:
+    if image is not None and not trial.update_goldens:
         try:
-            kept = require_passing_report(reports, plan.name, plan.version, image, asked_of(plan.spec))
+            kept = trial.require_passed(plan, image)
         except ReportMissing:
             pass
         else:
-            if gate.lets_pass(kept):
+            if gate is None or gate.lets_pass(kept):
                 output.event("smoke_kept", f"{plan.name} {plan.version} has passed before")
-                gate.require(kept)
+                if gate is not None:
+                    gate.require(kept)
                 return kept
-    else:
+    if image is None:
         output.event("pull_started", f"{engine.host} pulls {reference}")
         image = engine.pull(reference, credentials, telling(output, "pull_progress", "pulled"))
     try:
-        report = smoke(
-            engine,
-            plan.spec,
-            image,
-            runtime_port=plan.runtime.port,
-            health=plan.runtime.health,
-            lock=plan.locked.digest,
-            reports=reports,
-            output=output,
-        )
+        report = trial.run(engine, plan, image, output)
     except NotReady as error:
         if error.hint == WRONG_WEIGHTS_HINT:
             wrong = wrong_groups(plan, manifest, error.message)
             error.hint = _remedy(wrong, layers_from, layout)
         raise
-    gate.require(report)
+    if gate is not None:
+        gate.require(report)
     return report
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from modelbake.engine import Engine, LocalImage
     from modelbake.output import Output
     from modelbake.plan import BuildPlan
+    from modelbake.trial import Trial
     from modelbake.workspace import Workspace
 
 
@@ -30,6 +31,34 @@ def secret_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what reaches a build as secret mounts."""
     parser.add_argument("--ca-bundle", type=Path, metavar="FILE", help="PEM CAs (or MODELBAKE_CA_BUNDLE)")
     parser.add_argument("--pip-config", type=Path, metavar="FILE", help="pip.conf (or MODELBAKE_PIP_CONFIG)")
+
+
+def trial_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add how a smoke run is carried out here."""
+    parser.add_argument(
+        "--gpus",
+        metavar="WHICH",
+        help="all (default), a number, device=0,1 (indices or UUIDs), or CDI names such as nvidia.com/gpu=0",
+    )
+    parser.add_argument(
+        "--update-goldens", action="store_true", help="take the answers as the new goldens/NAME.json"
+    )
+
+
+def trial_of(args: argparse.Namespace, workspace: Workspace, specs: Sequence[ModelSpec]) -> Trial:
+    """Return how smoke runs are carried out. Raises UsageError for arguments that fit no model."""
+    from modelbake.goldens import wanted_goldens
+    from modelbake.gpus import parse_gpus
+    from modelbake.trial import Trial
+
+    gpus = None if args.gpus is None else parse_gpus(args.gpus)
+    without = [spec.name for spec in specs if not wanted_goldens(spec)]
+    if args.update_goldens and without and (not args.all or len(without) == len(specs)):
+        raise UsageError(
+            f"--update-goldens: no check of {', '.join(without)} names a golden",
+            hint="expect {cosine: NAME} or {golden: NAME} of an answer, in models.yaml",
+        )
+    return Trial(workspace.reports, workspace.goldens, gpus, args.update_goldens)
 
 
 def for_each(specs: Sequence[ModelSpec], action: Callable[[ModelSpec], None], output: Output) -> None:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from modelbake.errors import UsageError
 from modelbake.output import Output
-from modelbake.verbs import build_secrets, for_each, model_arguments, secret_arguments
+from modelbake.verbs import (
+    build_secrets,
+    for_each,
+    model_arguments,
+    secret_arguments,
+    trial_arguments,
+    trial_of,
+)
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -39,6 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="source", metavar="oci:DIR", help="publish an image from an OCI layout"
     )
+    trial_arguments(parser)
     parser.add_argument("--jobs", type=int, metavar="N", help="how many layers flow at once (default: 8)")
     secret_arguments(parser)
 
@@ -53,6 +61,10 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     destination, source = _folder(args.output, "--output"), _folder(args.source, "--from")
     if destination and (source or args.candidate):
         raise UsageError("--output writes a folder: it goes with neither --from nor --candidate")
+    if (destination or args.candidate) and (args.gpus or args.update_goldens):
+        option = "--output" if destination else "--candidate"
+        raise UsageError(f"{option} tries no image: it goes with neither --gpus nor --update-goldens")
+    trial = trial_of(args, workspace, specs)
     if (destination or source) and len(specs) != 1:
         raise UsageError(
             "an OCI layout holds one model", hint="name one model, and give each a folder of its own"
@@ -69,7 +81,9 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     plans = {spec.name: workspace.plan(spec) for spec in specs}
 
     def publish_one(spec: ModelSpec) -> None:
-        with Lane(workspace, plans[spec.name], secrets=secrets, output=output, jobs=jobs) as lane:
+        with Lane(
+            workspace, plans[spec.name], secrets=secrets, output=output, jobs=jobs, trial=trial
+        ) as lane:
             if destination:
                 reference = lane.write_layout(destination)
             elif source:

@@ -25,7 +25,9 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print `REGISTRY/NAME@sha256:...` for each model."""
     from modelbake.dockerconfig import RegistryAuth
     from modelbake.push import push
-    from modelbake.report import asked_of
+    from modelbake.trial import Trial
+
+    trial = Trial(workspace.reports, workspace.goldens)
 
     def push_one(engine: Engine, plan: BuildPlan, image: LocalImage) -> None:
         pushed = push(
@@ -34,7 +36,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
             repository=plan.repository,
             version=plan.version,
             image=image,
-            asked=asked_of(plan.spec),
+            asked=trial.asked(plan.spec),
+            require_gpu=plan.spec.smoke.require_gpu,
             reports=workspace.reports,
             output=output,
             tolerance=plan.spec.smoke.tolerance,

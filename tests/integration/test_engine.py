@@ -19,11 +19,13 @@ from modelbake.dockerconfig import RegistryCredentials
 from modelbake.engine import Engine, LayerProgress
 from modelbake.errors import (
     EngineError,
+    GpuUnavailable,
     ImageNotFound,
     ModelbakeError,
     RegistryAuthError,
     RegistryUnavailable,
 )
+from modelbake.gpus import ALL, Gpus
 from tests.integration.conftest import TestRegistry
 
 pytestmark = pytest.mark.engine
@@ -139,7 +141,8 @@ def test_a_container_that_ends(engine: Engine, tiny: str) -> None:
     [
         (ContainerSpec("modelbake-test/none:1"), ImageNotFound),
         (ContainerSpec("", command=["/no/such"]), EngineError),
-        (ContainerSpec("", command=FOREVER, gpus="all"), EngineError),
+        (ContainerSpec("", command=FOREVER, gpus=ALL), GpuUnavailable),
+        (ContainerSpec("", command=FOREVER, gpus=Gpus(cdi=("nvidia.com/gpu=7",))), GpuUnavailable),
     ],
 )
 def test_a_container_that_cannot_start(

@@ -22,25 +22,30 @@ def test_the_pulled_image_gives_the_models_own_embeddings(world: World) -> None:
     )
     world.images = ROOT / "images"
     world.repo("acme/minilm", minilm())
-    checks = [
-        {"post": "/v1/embeddings", "body": {"input": "hello"}, "expect": {"length(data[0].embedding)": 384}}
-    ]
+    expect = {"length(data[0].embedding)": 384, "data[0].embedding": {"cosine": "hello"}}
+    checks = [{"post": "/v1/embeddings", "body": {"input": "hello"}, "expect": expect}]
     world.models(
         minilm={
             "source": "hf://acme/minilm",
             "include": ["*.json", "*.txt", "*.safetensors"],
             "runtime": "embeddings",
             "device": "cpu" if world.services.wheels_cpu else "any",
-            "smoke": {"requests": 20, "checks": checks},
+            "smoke": {"requests": 20, "checks": checks, "limits": {"max_load_seconds": 600}},
         }
     )
-    world.run("lock", "build", "smoke")
+    world.run("lock", "build")
+    without = world.build_py("smoke", "minilm")
+    assert without.code == 54
+    assert "golden hello is missing" in without.err and "smoke minilm --update-goldens" in without.err
+    updated = world.build_py("smoke", "minilm", "--update-goldens").ok()
+    assert "hello: new, a vector of 384 numbers" in updated.err
     report = json.loads((world.folder / "reports/minilm/1.0.0.json").read_text())
     assert report["load_seconds"] > 0
     assert report["throughput_per_second"] > 0
     assert report["gpu_memory"] is None
     reference = world.run("push").out.strip()
     assert re.fullmatch(r"\S+/minilm@sha256:[0-9a-f]{64}", reference)
+    _another_golden_does_not_pass(world)
 
     elsewhere = second_engine()
     world.docker("pull", "--quiet", reference, host=elsewhere).ok()
@@ -63,6 +68,18 @@ def test_the_pulled_image_gives_the_models_own_embeddings(world: World) -> None:
     for text, ours, own in zip(TEXTS, served, model.encode(TEXTS).tolist(), strict=True):
         assert _cosine(ours, own) > 0.9999, text
     assert _cosine(served[0], served[1]) < 0.9, "control: other sentences have other vectors"
+
+
+def _another_golden_does_not_pass(world: World) -> None:
+    file = world.folder / "goldens/minilm.json"
+    golden = json.loads(file.read_text())
+    golden["goldens"]["hello"]["value"].reverse()
+    file.write_text(json.dumps(golden))
+    refused = world.build_py("push", "minilm")
+    assert refused.code == 66 and "other goldens" in refused.err
+    wrong = world.build_py("smoke", "minilm")
+    assert wrong.code == 51
+    assert 'expected a cosine of at least 0.999 to golden "hello", got' in wrong.err
 
 
 def _wait_until_ready(world: World, name: str, host: str) -> None:

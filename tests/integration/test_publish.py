@@ -19,6 +19,7 @@ import pytest
 
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
+from modelbake.engine import connect
 from modelbake.errors import NotReady
 from modelbake.locked import LockedFile
 from modelbake.plan import WeightGroup
@@ -139,6 +140,37 @@ def test_weights_stream_into_a_tested_and_tagged_image(released: Released) -> No
     assert again.out.strip() == reference
     assert world.hub.requests() == [], "nothing changed: the hub is not even asked"
     assert "weights-first" in world.build_py("plan", "tiny").ok().out
+
+
+def test_goldens_and_a_required_gpu_are_asked_for_before_anything_moves(
+    released: Released, tmp_path: Path
+) -> None:
+    world = released.copy(tmp_path)
+    check = {"post": "/sum", "body": {"numbers": [1, 2]}, "expect": {"sum": {"golden": "sum"}}}
+    smoke = {"requests": 3, "checks": [check]}
+    world.models(tiny={"version": "1.1.0", "smoke": {**smoke, "require_gpu": True}})
+    if not _engine_has_gpu(world):
+        refused = world.build_py("publish", "tiny")
+        assert refused.code == 53 and "`require_gpu: true`" in refused.err
+    world.models(tiny={"version": "1.1.0", "smoke": smoke})
+    refused = world.build_py("publish", "tiny")
+    assert refused.code == 54 and "golden sum is missing" in refused.err
+    assert world.build_py("publish", "tiny", "--candidate", "--gpus", "all").code == 2
+    assert released.proxy.received == {}, "nothing was sent"
+    made = world.build_py("publish", "tiny", "--update-goldens").ok()
+    assert "sum: new, 3" in made.err
+    assert released.received("tiny") > 0, "control"
+    assert "1.1.0" in world.version_tags()
+    kept = (tmp_path / "goldens/tiny.json").read_bytes()
+    (tmp_path / "goldens/tiny.json").unlink()
+    # A version that is released already is tried again for its goldens, and stays what it is.
+    again = world.build_py("publish", "tiny", "--update-goldens").ok()
+    assert (again.out, (tmp_path / "goldens/tiny.json").read_bytes()) == (made.out, kept)
+
+
+def _engine_has_gpu(world: World) -> bool:
+    with connect(world.services.docker_host) as engine:
+        return engine.info.gpu
 
 
 # --- what both lanes make -----------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ class Releasing:
             version=VERSION,
             image=image,
             asked=ASKED,
+            require_gpu=False,
             reports=self.reports,
             output=Output(stderr=self.log),
         )
@@ -258,6 +259,7 @@ def test_without_a_report_of_this_image_nothing_is_asked(
             version=VERSION,
             image=image,
             asked=ASKED,
+            require_gpu=False,
             reports=release.reports,
             output=Output(stderr=release.log),
         )
@@ -495,6 +497,7 @@ def test_an_answer_is_json_all_the_way(release: Releasing, image: LocalImage) ->
         version=VERSION,
         image=image,
         asked=ASKED,
+        require_gpu=False,
         reports=release.reports,
         output=Output(stderr=log, log_format="json"),
     )

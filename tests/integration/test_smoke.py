@@ -8,7 +8,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from modelbake.buildkit.solve import build
 from modelbake.config import CheckSpec, ModelSpec, SmokeSpec
 from modelbake.containers import LABEL
 from modelbake.engine import Engine, LocalImage
-from modelbake.errors import GpuUnavailable, NotReady, SmokeFailed
+from modelbake.errors import GoldenError, GpuUnavailable, NotReady, SmokeFailed
+from modelbake.expected import Golden
 from modelbake.output import Output
 from modelbake.report import Report, read_report, write_report
+from modelbake.schema import Limits
 from modelbake.smoke import smoke
 from tests.integration.conftest import tar
 from tests.servers.environment import ROOT, run_script
@@ -121,11 +123,19 @@ class Runs:
     def __init__(self, engine: Engine, reports: Path) -> None:
         self.engine = engine
         self.reports = reports
+        self.goldens = reports.with_name("goldens")
         self.model = f"t{uuid.uuid4().hex[:12]}"
         self.log = io.StringIO()
 
     def __call__(
-        self, image: LocalImage, *checks: CheckSpec, device: str = "any", startup: float = 60.0
+        self,
+        image: LocalImage,
+        *checks: CheckSpec,
+        device: str = "any",
+        startup: float = 60.0,
+        limits: Mapping[str, Any] | None = None,
+        lock: str = LOCK,
+        **asked: Any,
     ) -> Report:
         settings: dict[str, Any] = {
             "name": self.model,
@@ -133,7 +143,12 @@ class Runs:
             "source": "hf://a/b",
             "runtime": "r",
             "device": device,
-            "smoke": SmokeSpec(checks=checks or (echo(),), requests=5, startup_seconds=startup),
+            "smoke": SmokeSpec(
+                checks=checks or (echo(),),
+                requests=5,
+                startup_seconds=startup,
+                limits=Limits(**limits or {}),
+            ),
         }
         return smoke(
             self.engine,
@@ -141,9 +156,11 @@ class Runs:
             image,
             runtime_port=8000,
             health="/health",
-            lock=LOCK,
+            lock=lock,
             reports=self.reports,
+            goldens=self.goldens,
             output=Output(stderr=self.log),
+            **asked,
         )
 
     def read(self) -> Report:
@@ -254,6 +271,47 @@ def test_a_model_for_gpus_is_refused_without(runs: Runs, images: Images) -> None
         runs(image, device="cuda")
     assert caught.value.exit_code == 53
     assert runs.read().passed is True, "nothing was tried, so nothing was found wrong"
+
+
+def test_golden_answers(runs: Runs, images: Images) -> None:
+    image = images("good")
+    check = echo().model_copy(update={"expect": {"echo": Golden(golden="greeting")}})
+    with pytest.raises(GoldenError, match=r"golden greeting is missing.*\(check echo: echo\)") as caught:
+        runs(image, check)
+    assert f"smoke {runs.model} --update-goldens" in caught.value.hint
+
+    first = runs(image, check, update_goldens=True)
+    file = runs.goldens / f"{runs.model}.json"
+    assert 'greeting: new, "hello"' in runs.log.getvalue()
+    assert (first.passed, first.asked) == (True, runs(image, check).asked)
+
+    # Other weights that answer the same pass, and it is said that they are others.
+    assert runs(image, check, lock="sha256:" + "9" * 64).passed
+    assert "the goldens were made of other weights" in runs.log.getvalue()
+
+    file.write_text(file.read_text().replace('"hello"', '"help"'))
+    with pytest.raises(
+        SmokeFailed, match='echo: echo: expected golden "greeting", got "hello"; from'
+    ) as failed:
+        runs(image, check)
+    assert '"event": "verified"' in failed.value.message, "the container's log is shown"
+    assert "if the new answers are right" in failed.value.hint
+    assert runs.read().asked != first.asked, "a report is about these very goldens"
+
+
+def test_limits(runs: Runs, images: Images) -> None:
+    image = images("good")
+    made = runs(image, limits={"max_load_seconds": 0.5, "min_throughput": 0.01, "max_latency": 30})
+    assert [check.name for check in made.checks[3:]] == [
+        "limit: max_load_seconds",
+        "limit: min_throughput",
+        "limit: max_latency",
+    ]
+    with pytest.raises(SmokeFailed) as caught:
+        runs(image, limits={"max_load_seconds": 0.4, "max_latency": 30})
+    assert "limit: max_load_seconds: expected at most 0.4 s, got 0.5 s" in caught.value.message
+    assert "the end of the container's log" in caught.value.message
+    assert [check.name for check in runs.read().checks if not check.passed] == ["limit: max_load_seconds"]
 
 
 @pytest.mark.gpu

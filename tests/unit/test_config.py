@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from modelbake import grammar
 from modelbake.config import (
-    Approx,
     CheckSpec,
     Config,
     ModelSpec,
@@ -27,6 +26,9 @@ from modelbake.config import (
     schema_text,
 )
 from modelbake.errors import ConfigError, UsageError
+from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches
+from modelbake.quantity import SIZE
+from modelbake.schema import Limits
 from modelbake.yamlfile import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -510,6 +512,54 @@ WRONG_CHECKS = [
         "{get: /a, expect: {a: {approx: 1, tolerance: 1, tolerence: 1}}}",
         "checks[0].expect.a.tolerence: unknown key; did you mean 'tolerance'?",
     ),
+    (
+        "{get: /a, expect: {a: {cosine: v, at_leest: 1}}}",
+        "checks[0].expect.a.at_leest: unknown key; did you mean 'at_least'?",
+    ),
+    (
+        "{get: /a, expect: {a: {contian: b}}}",
+        "checks[0].expect.a: \"contian\" looks like a word for an expectation; did you mean 'contains'?"
+        " (write {equals: {...}} to expect this very mapping)",
+    ),
+    (
+        "{get: /a, expect: {a: {contains: b, at_least: 1}}}",
+        "checks[0].expect.a: 'contains' and 'at_least' do not go together",
+    ),
+    (
+        "{get: /a, expect: {a: {contains: 3}}}",
+        "checks[0].expect.a.contains: expected text of 1 to 1000 characters, got the number 3;"
+        ' write "3" in quotes',
+    ),
+    (
+        "{get: /a, expect: {a: {at_least: 3, at_most: 2}}}",
+        "checks[0].expect.a: no number is so: 'at_least' is more than 'at_most'",
+    ),
+    (
+        "{get: /a, expect: {a: {matches: 'a(b'}}}",
+        "checks[0].expect.a.matches: not a regular expression:"
+        " missing ), unterminated subpattern at character 2",
+    ),
+    (
+        "{get: /a, expect: {a: {matches: '[[a]'}}}",
+        "checks[0].expect.a.matches: not a regular expression that means the same to every Python:"
+        " Possible nested set at position 1",
+    ),
+    (
+        "{get: /a, expect: {a: {matches: 'a{99999999999}'}}}",
+        "checks[0].expect.a.matches: not a regular expression: the repetition number is too large",
+    ),
+    (
+        "{get: /a, expect: {a: {cosine: v, at_least: 1.5}}}",
+        "checks[0].expect.a.at_least: expected a number from -1 to 1, got the number 1.5",
+    ),
+    (
+        "{get: /a, expect: {a: {cosine: Hello}}}",
+        f'checks[0].expect.a.cosine: {NAME_EXPECTED}, got "Hello"; did you mean "hello"?',
+    ),
+    (
+        f"{{get: /a, expect: {{a: {{contains: {TOKEN}}}}}}}",
+        f"checks[0].expect: {TOKEN_IN_A_CHECK}",
+    ),
 ]
 
 REGISTRIES = [
@@ -539,6 +589,109 @@ def test_each_wrong_check_is_reported(written: str, message: str) -> None:
     (said,) = refused(document(smoke=f"{{checks: [{written}]}}")).splitlines()
     assert said.split(": ", 1)[1] == f"models.m.smoke.{message}"
     assert said.startswith("models.yaml:8:")
+
+
+WRONG_SMOKE = [
+    (
+        "{limits: {max_gpu_memory: 6}}",
+        f"limits.max_gpu_memory: expected {SIZE.expected}, got the number 6; say of what: 6 GB, for example",
+    ),
+    (
+        "{limits: {max_gpu_memory: 6 gb}}",
+        f'limits.max_gpu_memory: expected {SIZE.expected}, got "6 gb"; did you mean 6 GB?',
+    ),
+    (
+        "{limits: {max_load_seconds: 0}}",
+        "limits.max_load_seconds: expected a number greater than 0, got the number 0",
+    ),
+    (
+        "{limits: {max_load_second: 5}}",
+        "limits.max_load_second: unknown key; did you mean 'max_load_seconds'?",
+    ),
+    (
+        "{limits: {max_latency_seconds: 5}}",
+        "limits.max_latency_seconds: unknown key; write 'max_latency', in seconds",
+    ),
+    ("{require_gpu: 1}", "require_gpu: expected true or false, got the number 1"),
+]
+
+
+@pytest.mark.parametrize(("written", "message"), WRONG_SMOKE)
+def test_each_wrong_limit_is_reported(written: str, message: str) -> None:
+    text = document(smoke=written)
+    (said,) = refused(text).splitlines()
+    place, rest = said.split(": ", 1)
+    assert place.startswith(f"models.yaml:{len(text.splitlines())}:")
+    assert rest == f"models.m.smoke.{message}"
+    file = read_yaml(Path("models.yaml"))
+    assert not jsonschema.Draft202012Validator(json_schema()).is_valid(file.data)
+
+
+def test_limits_are_added_to_the_defaults_key_by_key() -> None:
+    defaults = "{smoke: {require_gpu: true, limits: {max_gpu_memory: 6 GB, max_load_seconds: 60}}}"
+    text = document(defaults=defaults, smoke="{limits: {max_load_seconds: 90}}")
+    (spec,) = loaded(text).select((), all=True)
+    assert spec.smoke.require_gpu is True
+    assert spec.smoke.limits == Limits(max_gpu_memory="6 GB", max_load_seconds=90.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"device": "cpu", "smoke": "{require_gpu: true}"},
+            "`device: cpu` and `require_gpu: true` exclude each other; write `require_gpu: false`, or"
+            " another device",
+        ),
+        (
+            {"smoke": "{limits: {max_latency: 1}}"},
+            "`limits: max_latency` is measured by repeating a check that is meant to succeed, and none"
+            " (of a status from 200 to 299) is declared",
+        ),
+        (
+            {"smoke": "{limits: {min_throughput: 1}, checks: [{get: /no, status: 404}]}"},
+            "`limits: min_throughput` is measured by repeating a check that is meant to succeed, and none"
+            " (of a status from 200 to 299) is declared",
+        ),
+    ],
+)
+def test_what_no_run_can_pass_is_refused(keys: dict[str, str], message: str) -> None:
+    text = document(**keys)
+    assert refused(text) == f"models.yaml:{len(text.splitlines())}:12: models.m.smoke: {message}"
+    model(device="any", smoke="{require_gpu: true, limits: {max_latency: 1}, checks: [{get: /h}]}")  # control
+
+
+def test_what_no_run_can_pass_is_refused_at_the_defaults_where_they_say_it() -> None:
+    text = document(defaults="{smoke: {require_gpu: true}}", device="cpu")
+    assert refused(text).startswith("models.yaml:2:19: defaults.smoke: `device: cpu`")
+
+
+def test_a_golden_belongs_to_one_answer() -> None:
+    said = refused(document(smoke="{checks: [{get: /a, expect: {a: {golden: v}, b: {cosine: v}}}]}"))
+    assert said.endswith('models.m.smoke: golden "v" is named twice; give each answer a golden of its own')
+
+
+def test_every_word_is_read_and_all_others_are_taken_as_they_stand() -> None:
+    spec = model(
+        smoke="{checks: [{get: /h, expect: {a: {contains: x}, b: {matches: ^x}, c: {cosine: v},"
+        " d: {cosine: w, at_least: 0.9}, e: {golden: g}, f: {at_least: 1}, g: {at_least: 1, at_most: 2},"
+        " h: {equals: {golden: 1}}, i: {content: x, at: 1}, j: [{contains: x}]}}]}"
+    )
+    (check,) = spec.smoke.checks
+    assert list(check.expect.values()) == [
+        Contains(contains="x"),
+        Matches(matches="^x"),
+        Cosine(cosine="v", at_least=0.999),
+        Cosine(cosine="w", at_least=0.9),
+        Golden(golden="g"),
+        Between(at_least=1.0),
+        Between(at_least=1.0, at_most=2.0),
+        Equals(equals={"golden": 1}),
+        {"content": "x", "at": 1},
+        [{"contains": "x"}],
+    ]
+    assert check.goldens == {"v": "c", "w": "d", "g": "e"}
+    jsonschema.validate(read_yaml(Path("models.yaml")).data, json_schema())
 
 
 @pytest.mark.parametrize(("written", "advice"), REGISTRIES)
@@ -828,7 +981,10 @@ def test_the_schema_refuses_what_the_loader_refuses() -> None:
         file = read_yaml(Path("models.yaml"))
         if not file.problems and validator.is_valid(file.data):
             not_said.append(refused(text).split(": ", 2)[2])
-    beyond_a_schema = "secret|token|reserved|set by the image|JMESPath|takes|'get'|two checks|\\\\n"
+    beyond_a_schema = (
+        "secret|token|reserved|set by the image|JMESPath|takes|'get'|two checks|named twice|looks like a word"
+        "|regular expression|no number is so|\\\\n"
+    )
     assert [message for message in not_said if not re.search(beyond_a_schema, message)] == []
     assert len(not_said) < len(texts) / 3
 

@@ -34,6 +34,7 @@ from modelbake.errors import (
     RegistryAuthError,
     RegistryUnavailable,
 )
+from modelbake.gpus import ALL, Gpus
 from tests.servers.fake_engine import Answer, FakeEngine, Request
 
 
@@ -277,11 +278,19 @@ def test_gpus_that_only_a_cdi_file_names(folder: Path, tmp_path: Path) -> None:
 
 
 def test_gpu_requests() -> None:
-    assert gpu_request("all", cdi=False)["Count"] == -1
-    assert gpu_request(2, cdi=False)["Count"] == 2
-    assert gpu_request(2, cdi=False)["Capabilities"] == [["gpu"]]
-    assert gpu_request("all", cdi=True)["DeviceIDs"] == ["nvidia.com/gpu=all"]
-    assert gpu_request(2, cdi=True)["DeviceIDs"] == ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]
+    two, devices, named = Gpus(count=2), Gpus(devices=("1", "GPU-5e1f")), Gpus(cdi=("nvidia.com/gpu=3",))
+    assert gpu_request(ALL, cdi=False)["Count"] == -1
+    assert gpu_request(two, cdi=False)["Count"] == 2
+    assert gpu_request(two, cdi=False)["Capabilities"] == [["gpu"]]
+    assert gpu_request(devices, cdi=False)["DeviceIDs"] == ["1", "GPU-5e1f"]
+    assert gpu_request(devices, cdi=False)["Count"] == 0, "an engine refuses a number beside names"
+    assert gpu_request(devices, cdi=False)["Capabilities"] == [["gpu"]]
+    assert gpu_request(ALL, cdi=True)["DeviceIDs"] == ["nvidia.com/gpu=all"]
+    assert gpu_request(two, cdi=True)["DeviceIDs"] == ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]
+    assert gpu_request(devices, cdi=True)["DeviceIDs"] == ["nvidia.com/gpu=1", "nvidia.com/gpu=GPU-5e1f"]
+    for cdi in (False, True):
+        assert gpu_request(named, cdi=cdi)["DeviceIDs"] == ["nvidia.com/gpu=3"]
+        assert gpu_request(named, cdi=cdi)["Driver"] == "cdi"
 
 
 @pytest.mark.parametrize(

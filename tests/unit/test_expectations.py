@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelbake.expectations import Answer, judge, matches, shorten
-from modelbake.schema import Approx
+from modelbake.expectations import Answer, describe, difference, judge, matches, shorten
+from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches
+from modelbake.validation import Entry
+from modelbake.vectors import cosine, is_vector
 
 BODY = {"data": [{"embedding": [0.25, -1, 2]}], "model": "minilm", "ok": True, "none": None}
 
@@ -156,3 +158,119 @@ def test_every_value_matches_itself_through_json(value: object) -> None:
 def test_no_answer_is_an_error(value: object, expression: str) -> None:
     outcome = judge(200, {expression: 1}, answer(json.dumps(value)))
     json.dumps(outcome.actual)
+
+
+# --- the words --------------------------------------------------------------------------------------------
+
+VECTOR = [0.6, 0.8, 0.0]
+GOLDENS = {"hello": VECTOR, "greeting": "Hello there, how are you?", "zero": [0, 0], "short": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "value", "came"),
+    [
+        (Equals(equals={"contains": 1}), {"contains": 1}, None),
+        (Equals(equals={"contains": 1}), {"contains": 2}, '{"contains": 2}'),
+        (Equals(equals=None), None, None),
+        (Contains(contains="weights"), "the weights are", None),
+        (Contains(contains="weights"), "the Weights are", '"the Weights are"'),
+        (Contains(contains="a"), ["a"], '["a"]'),
+        (Contains(contains="a"), None, "null (nothing is there)"),
+        (Matches(matches=r"^\d{3}$"), "123", None),
+        (Matches(matches=r"\d"), "a1b", None),
+        (Matches(matches=r"^\d{3}$"), "1234", '"1234"'),
+        (Matches(matches="1"), 1, "1"),
+        (Matches(matches="(?i)HELLO \u00e4"), "hello \u00e4", None),
+        (Between(at_least=1.0), 1, None),
+        (Between(at_least=1.0), 0.999, "0.999"),
+        (Between(at_most=1.0), 1, None),
+        (Between(at_most=1.0), 1.001, "1.001"),
+        (Between(at_least=1.0, at_most=2.0), 1.5, None),
+        (Between(at_least=1.0, at_most=2.0), 10**400, "1" + "0" * 199 + "… (401 characters)"),
+        (Between(at_least=0.0), True, "true"),
+        (Between(at_least=0.0), "1", '"1"'),
+        (Between(at_least=0.0), float("inf"), "Infinity"),
+        (Cosine(cosine="hello"), [6.0, 8.0, 0.0], None),
+        (Cosine(cosine="hello"), [0.0, 0.0, 1.0], "0.000000"),
+        (Cosine(cosine="hello"), [-0.6, -0.8, 0], "-1.000000"),
+        (Cosine(cosine="hello", at_least=0.9), [0.6, 0.8, 0.3], None),
+        (Cosine(cosine="hello", at_least=0.99), [0.6, 0.8, 0.3], "0.957826"),
+        (Cosine(cosine="hello"), [0.6, 0.8], "a vector of 2 numbers; the golden has 3"),
+        (Cosine(cosine="hello"), "0.6", '"0.6", which is no vector'),
+        (Cosine(cosine="hello"), [0.6, 0.8, True], "[0.6, 0.8, true], which is no vector"),
+        (Cosine(cosine="hello"), [0, 0, 0], "[0, 0, 0], which is no vector"),
+        (Cosine(cosine="hello"), [10**400, 0, 0], "which is no vector"),
+        (Cosine(cosine="zero"), [1, 0], "[1, 0]; the golden is no vector"),
+        (Cosine(cosine="absent"), [1, 0], "[1, 0]; there is no such golden"),
+        (Golden(golden="absent"), None, "there is no such golden"),
+        (Cosine(cosine="short"), [1e-200], None),
+        (Golden(golden="greeting"), "Hello there, how are you?", None),
+        (
+            Golden(golden="greeting"),
+            "Hello there, how is it?",
+            'from character 18 on it is "is it?", and the golden "are you?"',
+        ),
+        (Golden(golden="greeting"), "Hello", "from character 6 on"),
+        (Golden(golden="greeting"), None, "null (nothing is there); the golden is text"),
+        (Golden(golden="hello"), VECTOR, None),
+        (Golden(golden="hello"), [0.6, 0.8, 0.1], "; the golden is [0.6, 0.8, 0.0]"),
+    ],
+)
+def test_what_each_word_takes(wanted: object, value: object, came: str | None) -> None:
+    said = difference(wanted, value, GOLDENS)
+    assert (said is None) is (came is None), said
+    assert came is None or (said is not None and came in said)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (Equals(equals=[1]), "[1]"),
+        (Contains(contains="a"), 'text with "a" in it'),
+        (Matches(matches="^a"), 'text that matches "^a"'),
+        (Between(at_least=1.0), "at least 1"),
+        (Between(at_most=2.5), "at most 2.5"),
+        (Between(at_least=1.0, at_most=2.0), "1 to 2"),
+        (Cosine(cosine="hello"), 'a cosine of at least 0.999 to golden "hello"'),
+        (Golden(golden="greeting"), 'golden "greeting"'),
+    ],
+)
+def test_what_is_expected_is_said_in_words(wanted: object, words: str) -> None:
+    assert describe(wanted) == words
+
+
+def test_a_report_keeps_the_cosine_and_not_the_vector() -> None:
+    expect = {"data[0].embedding": Cosine(cosine="v"), "model": Contains(contains="mini")}
+    outcome = judge(200, expect, answer(), {"v": [0.25, -1, 2.0]})
+    assert outcome.mismatches == ()
+    assert outcome.expected["body"] == {
+        "data[0].embedding": {"cosine": "v", "at_least": 0.999},
+        "model": {"contains": "mini"},
+    }
+    assert outcome.actual["body"] == {"data[0].embedding": {"cosine": 1.0, "length": 3}, "model": "minilm"}
+
+
+def test_a_search_that_runs_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelbake.patterns.SEARCH_SECONDS", 1.0)
+    said = difference(Matches(matches="^(a+)+$"), "a" * 40 + "!")
+    assert said is not None and "no result after 1 s: the expression backtracks too much" in said
+    assert difference(Matches(matches="^(a+)+$"), "a" * 40) is None, (
+        "control: the same expression, another text"
+    )
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=5))
+def test_every_vector_points_where_it_points(vector: list[float]) -> None:
+    if is_vector(vector):
+        assert cosine(vector, vector) == pytest.approx(1.0)
+        assert cosine(vector, [-x for x in vector]) == pytest.approx(-1.0)
+    else:
+        assert not any(vector)
+
+
+@given(
+    json_values, st.sampled_from([Cosine(cosine="hello"), Golden(golden="greeting"), Between(at_least=0.0)])
+)
+def test_no_value_is_too_strange_for_a_word(value: object, wanted: Entry) -> None:
+    outcome = judge(200, {"@": wanted}, answer(json.dumps(value)), GOLDENS)
+    json.dumps([outcome.expected, outcome.actual], allow_nan=False)

@@ -42,25 +42,43 @@ def index(*platforms: str) -> Manifest:
 
 def test_a_passing_report_of_this_image_is_enough(tmp_path: Path) -> None:
     write_report(tmp_path, report())
-    require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED)
+    require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED, require_gpu=False)
 
 
 def test_no_report_is_not_enough(tmp_path: Path) -> None:
     with pytest.raises(ReportMissing, match=r"(?s)no smoke report.*build\.py smoke minilm"):
-        require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED)
+        require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED, require_gpu=False)
 
 
 def test_a_failed_report_is_not_enough(tmp_path: Path) -> None:
     checks = [{"name": "dimension", **FAILED}, {"name": "speed", **FAILED}]
     write_report(tmp_path, report(passed=False, checks=checks))
     with pytest.raises(ReportMissing, match=r"the smoke run failed \(dimension, speed\)"):
-        require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED)
+        require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED, require_gpu=False)
 
 
 def test_another_images_report_is_not_enough(tmp_path: Path) -> None:
     write_report(tmp_path, report())
     with pytest.raises(ReportMissing, match="about another image"):
-        require_passing_report(tmp_path, "minilm", "1.0.0", image(OTHER_ID), ASKED)
+        require_passing_report(tmp_path, "minilm", "1.0.0", image(OTHER_ID), ASKED, require_gpu=False)
+
+
+def test_a_report_of_other_checks_is_not_enough(tmp_path: Path) -> None:
+    write_report(tmp_path, report())
+    with pytest.raises(ReportMissing, match="other checks or other goldens"):
+        require_passing_report(tmp_path, "minilm", "1.0.0", image(), OTHER_ID, require_gpu=False)
+
+
+def test_a_cpus_report_is_not_enough_where_a_gpu_is_required(tmp_path: Path) -> None:
+    write_report(tmp_path, report())
+    with pytest.raises(
+        ReportMissing, match=r"(?s)was on a CPU, and models\.yaml says `require_gpu: true`.*DOCKER_HOST"
+    ):
+        # Also where the checks have changed since: what is missing most is said first.
+        require_passing_report(tmp_path, "minilm", "1.0.0", image(), OTHER_ID, require_gpu=True)
+    memory = {"torch_peak_bytes": 1, "driver_bytes": 2}
+    write_report(tmp_path, report(gpu=True, device="cuda:H100", gpu_memory=memory))
+    require_passing_report(tmp_path, "minilm", "1.0.0", image(), ASKED, require_gpu=True)
 
 
 def test_the_classic_store_names_images_by_their_configuration() -> None:

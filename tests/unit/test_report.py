@@ -168,5 +168,5 @@ def test_speed_is_measured_with_the_first_request_that_is_meant_to_succeed() -> 
 
 def test_what_is_tolerated_is_not_asked_of_a_run() -> None:
     tolerance = ToleranceEntry(latency="20%")
-    assert asked_of(model(tolerance=tolerance)) == asked_of(model())
-    assert asked_of(model(requests=9)) != asked_of(model()), "control"
+    assert asked_of(model(tolerance=tolerance), {}) == asked_of(model(), {})
+    assert asked_of(model(requests=9), {}) != asked_of(model(), {}), "control"

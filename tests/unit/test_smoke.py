@@ -21,11 +21,15 @@ import pytest
 from modelbake.config import CheckSpec, ModelSpec, SmokeSpec
 from modelbake.containers import ContainerState, ExecResult
 from modelbake.engine import EngineInfo, LocalImage
-from modelbake.errors import GpuUnavailable, NotReady, SmokeError
+from modelbake.errors import GpuUnavailable, NotReady, SmokeError, UsageError
+from modelbake.exercise import exercise
+from modelbake.expected import Cosine, Golden
+from modelbake.gpus import ALL, Gpus
 from modelbake.measurements import Sample, label_of, parse_metrics, percentile, summarize, total
 from modelbake.output import Output
 from modelbake.probing import PROBE, Driver, Probed, Repeat, Response, ask, shown_log, why_ended
-from modelbake.smoke import exercise, wants_gpu
+from modelbake.schema import Limits
+from modelbake.smoke import wants_gpu
 from modelbake.verdict import (
     Run,
     counted,
@@ -38,6 +42,7 @@ from modelbake.verdict import (
 )
 from tests.unit.reporting import ASKED, IMAGE_ID
 
+NO_GOLDENS: Mapping[str, Any] = {}
 PROGRAM = Path(__file__).parents[2] / "images" / "start" / "probe.py"
 INFO = EngineInfo("26.1.5", "1.45", "linux", "amd64", "classic", False, "/var/lib/docker", "here")
 IMAGE = LocalImage(IMAGE_ID, 12345, {}, (), "2025-01-31T12:00:00Z")
@@ -159,9 +164,12 @@ def model(device: str) -> ModelSpec:
     return ModelSpec(name="m", version="1.0.0", source="hf://a/b", runtime="r", device=device)  # type: ignore[arg-type]
 
 
-def carry_out(container: Process, smoke: SmokeSpec, run: Run) -> str:
+def carry_out(
+    container: Process, smoke: SmokeSpec, run: Run, goldens: Mapping[str, Any] | None = NO_GOLDENS
+) -> str:
     log = io.StringIO()
-    exercise(container, smoke, container.port, "/health", run, gpu=False, output=Output(stderr=log))
+    output = Output(stderr=log)
+    exercise(container, smoke, container.port, "/health", run, gpu=False, output=output, goldens=goldens)
     return log.getvalue()
 
 
@@ -220,6 +228,60 @@ def test_wrong_answers_are_all_listed(tmp_path: Path) -> None:
     ]
 
 
+def test_an_answer_is_compared_with_its_golden(tmp_path: Path) -> None:
+    golden = echo("hi", expect={"echo": Golden(golden="greeting")})
+    near = echo("hi", expect={"[n, n]": Cosine(cosine="direction")}, name="near")
+    run = Run()
+    with serving(tmp_path, "good") as container:
+        carry_out(container, spec(golden, near), run, {"greeting": "hi", "direction": [1, 1.01]})
+        assert not run.failed and run.taken == {}
+        run = Run()
+        carry_out(container, spec(golden, near), run, {"greeting": "ho", "direction": [1, -1]})
+    assert [check.problems for check in run.failed] == [
+        ('echo: expected golden "greeting", got "hi"; from character 2 on it is "i", and the golden "o"',),
+        ('[n, n]: expected a cosine of at least 0.999 to golden "direction", got 0.000000',),
+    ]
+
+
+def test_answers_are_taken_for_goldens(tmp_path: Path) -> None:
+    expect = {"echo": Golden(golden="greeting"), "[n, n]": Cosine(cosine="direction")}
+    run = Run()
+    with serving(tmp_path, "good") as container:
+        carry_out(container, spec(echo("hi", expect=expect)), run, None)
+        assert not run.failed
+        assert run.taken == {"greeting": "hi", "direction": [3.0, 3.0]}
+        run = Run()
+        wrong = echo("hi", expect={"absent": Golden(golden="greeting"), "echo": Cosine(cosine="direction")})
+        carry_out(container, spec(wrong), run, None)
+    assert run.taken == {}
+    assert [problem.split(", got ")[1] for problem in run.failed[0].problems] == [
+        "null (nothing is there); there is no such golden",
+        '"hi"; there is no such golden',
+    ]
+
+
+def test_limits_are_judged_by_what_was_measured(tmp_path: Path) -> None:
+    limits: dict[str, Any] = {
+        "max_load_seconds": 0.5,
+        "max_latency": 60,
+        "min_throughput": 0.001,
+        "max_gpu_memory": "1 GB",
+    }
+    run = Run()
+    with serving(tmp_path, "good") as container:
+        log = carry_out(container, spec(echo(), limits=Limits(**limits)), run)
+    assert [check.report.name for check in run.checks[3:]] == [
+        "limit: max_gpu_memory",
+        "limit: max_load_seconds",
+        "limit: min_throughput",
+        "limit: max_latency",
+    ]
+    assert failure_message(run).splitlines()[1:] == [
+        "  limit: max_load_seconds: expected at most 0.5 s, got 0.75 s"
+    ]
+    assert "warning: limit: max_gpu_memory: not measured, because the run was on a CPU" in log
+
+
 def test_repeats_that_fail_fail_the_run(tmp_path: Path) -> None:
     run = Run()
     with serving(tmp_path, "flaky") as container:
@@ -246,7 +308,7 @@ def test_without_checks_it_is_said_that_nothing_was_asked(tmp_path: Path) -> Non
 
 
 def test_a_server_that_hangs_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelbake.smoke._ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("modelbake.exercise._ANSWER_SECONDS", 1.0)
     run = Run()
     began = time.monotonic()
     with serving(tmp_path, "hangs") as container:
@@ -260,7 +322,7 @@ def test_a_server_that_hangs_is_measured_once(tmp_path: Path, monkeypatch: pytes
 def test_a_server_that_answers_nothing_is_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modelbake.smoke._ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("modelbake.exercise._ANSWER_SECONDS", 1.0)
     run = Run()
     with serving(tmp_path, "silent") as container:
         log = carry_out(container, spec(echo(), requests=100), run)
@@ -270,7 +332,7 @@ def test_a_server_that_answers_nothing_is_not_measured(
 
 
 def test_measuring_a_slow_server_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modelbake.smoke._MEASURING_SECONDS", 1.0)
+    monkeypatch.setattr("modelbake.exercise._MEASURING_SECONDS", 1.0)
     run = Run()
     with serving(tmp_path, "slow") as container:
         log = carry_out(container, spec(echo(), requests=100), run)
@@ -401,6 +463,19 @@ def test_a_model_that_needs_a_gpu_is_not_tried_without() -> None:
         wants_gpu(model("cuda"), False)
 
 
+def test_gpus_that_somebody_names_have_to_be_used() -> None:
+    assert wants_gpu(model("any"), True, Gpus(count=1))
+    assert wants_gpu(model("cuda"), True, ALL)
+    with pytest.raises(GpuUnavailable, match=r"(?s)--gpus names GPUs, and this engine has no GPU.*leave"):
+        wants_gpu(model("any"), False, ALL)
+    with pytest.raises(UsageError, match="the model says `device: cpu`"):
+        wants_gpu(model("cpu"), True, ALL)
+    # Whether a remote engine knows a CDI name is not known before it is asked.
+    assert wants_gpu(model("any"), False, Gpus(cdi=("nvidia.com/gpu=0",)))
+    with pytest.raises(UsageError):
+        wants_gpu(model("cpu"), False, Gpus(cdi=("nvidia.com/gpu=0",)))
+
+
 def test_metrics_are_read() -> None:
     samples = parse_metrics(METRICS)
     assert total(samples, "modelbake_load_seconds") == 1.25
@@ -444,6 +519,21 @@ def test_a_gpu_that_is_not_used_fails_the_run() -> None:
     assert judge_device(probed(None)).problems == ()
 
 
+def test_a_driver_that_is_too_old_is_named() -> None:
+    log = (
+        "UserWarning: CUDA initialization: The NVIDIA driver on your system is too old (found version 12040)."
+    )
+    (problem,) = judge_device(probed(), log, "13.0").problems
+    assert problem.startswith(
+        "the server's device: expected cuda, got cpu"
+        " (the image has CUDA 13.0, and the host's driver goes up to CUDA 12.4; update the host's"
+    )
+    assert judge_device(probed('modelbake_info{device="cuda:0"} 1'), log, "13.0").problems == ()
+    ended, hint = why_ended(ContainerState(False, 70, False), log, "13.0")
+    assert ended.endswith("exit code 70: the image has CUDA 13.0, and the host's driver goes up to CUDA 12.4")
+    assert "update the host's NVIDIA driver" in hint
+
+
 def test_the_report_of_a_gpu_run() -> None:
     run = Run([judged("ready", 200, 200, 1.0)], 1.0, probed(driver=Driver(gpu="H200", memory_used_bytes=7)))
     report = report_of(run, gpu=True)
@@ -461,7 +551,9 @@ def test_what_is_not_known_is_null() -> None:
 
 
 def test_a_response_without_an_answer_fails_its_check() -> None:
-    verdict = judge_check(echo(), Response(status=0, body="", seconds=60.0, error="TimeoutError: too long"))
+    verdict = judge_check(
+        echo(), Response(status=0, body="", seconds=60.0, error="TimeoutError: too long"), NO_GOLDENS
+    )
     assert verdict.report.passed is False
     assert "TimeoutError" in verdict.problems[0]
     assert judge_repeats(Repeat(seconds=(), wall=1.0, errors=3)).problems == (

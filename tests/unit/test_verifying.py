@@ -17,7 +17,7 @@ from modelbake.errors import NotReady
 from modelbake.verdict import Run
 from modelbake.verifying import watch
 
-PROGRAM = Path(__file__).parents[2] / "images" / "start" / "start.py"
+PROGRAMS = Path(__file__).parents[2] / "images" / "start"
 
 
 class Process:
@@ -44,7 +44,8 @@ class Process:
 def image(tmp_path: Path) -> Path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models/config.json").write_bytes(b"{}")
-    shutil.copy(PROGRAM, tmp_path / "start.py")
+    for name in ("start.py", "weight_files.py", "weight_headers.py"):
+        shutil.copy(PROGRAMS / name, tmp_path)
     file = {"path": "config.json", "size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
     manifest = {"schema": 1, "model": "m", "version": "1.0.0", "files": [file]}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
