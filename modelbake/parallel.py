@@ -14,6 +14,7 @@ _Result = TypeVar("_Result")
 
 _GRACE_SECONDS = 3.0  # for actions that clean up after Ctrl-C
 _MOMENT_SECONDS = 2.0
+_LOOK_SECONDS = 0.5
 
 
 def parallel(
@@ -103,11 +104,12 @@ def _run(
     begun: list[threading.Event] = []
     try:
         for _ in range(min(threads, len(items))):
-            ended = threading.Event()
-            threading.Thread(target=work, args=(ended,), daemon=True).start()
-            begun.append(ended)
+            begun.append(threading.Event())
+            threading.Thread(target=work, args=(begun[-1],), daemon=True).start()
         for ended in begun:
-            ended.wait()
+            # A signal may reach another thread: Python acts on it in this one, as soon as that wakes up.
+            while not ended.wait(_LOOK_SECONDS):
+                pass
     except BaseException:  # Ctrl-C, nearly always
         stop.set()
         deadline = time.monotonic() + (_GRACE_SECONDS if heeded else 0.0)
