@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +12,8 @@ from pydantic import Field
 
 from modelbake import grammar, schema
 from modelbake.config import Config, ModelSpec
-from modelbake.errors import ConfigError
+from modelbake.errors import ConfigError, RenderError
+from modelbake.requirements import read_requirements
 from modelbake.scalars import quoted
 from modelbake.validation import Entry, Number, Text, did_you_mean, validate
 from modelbake.yamlfile import KeyPath, Problem, YamlFile, raise_problems, read_yaml
@@ -19,14 +22,34 @@ Build = Literal["cuda", "cpu"]
 RUNTIME_FILE = "runtime.yaml"
 
 File = Annotated[str, Text(grammar.FILE)]
+Pattern = Annotated[str, Text(grammar.INSTALLED)]
+Reason = Annotated[str, Text(grammar.REASON)]
+PackageNames = Annotated[tuple[Annotated[str, Text(grammar.PACKAGE)], ...], Field(min_length=1, strict=False)]
+
+
+class SlimEntry(Entry):
+    """What is removed of the packages, besides the rules for every runtime (images/builder/slim_rules.py).
+
+    Patterns are relative to site-packages, with the reason; `**` stands for any number of folders. `stub`
+    takes the place of a library that is linked and never called; `keep` goes before every rule.
+    """
+
+    remove: dict[Pattern, Reason] = Field(default_factory=dict)
+    stub: dict[Pattern, Reason] = Field(default_factory=dict)
+    keep: tuple[Pattern, ...] = Field(default=(), strict=False)
 
 
 class RuntimeEntry(Entry):
-    """What a runtime.yaml may say."""
+    """What a runtime.yaml may say.
+
+    `layers`: packages that are layers of their own, bottom first; the rest is one more, on top of them.
+    """
 
     description: Annotated[str, Text(grammar.LINE)]
     base: schema.Base
     builds: dict[Build, File] = Field(default_factory=dict)
+    layers: tuple[PackageNames, ...] = Field(default=(), strict=False)
+    slim: SlimEntry = Field(default_factory=SlimEntry)
     app: tuple[File, ...] = Field(default=(), strict=False)
     command: tuple[Annotated[str, Text(grammar.ARGUMENT)], ...] = Field(min_length=1, strict=False)
     # The server is not root, so ports below 1024 are not its to take.
@@ -66,7 +89,7 @@ def load_runtime(images: Path, name: str) -> Runtime:
         raise ConfigError(_unknown(name, list_runtimes(images)), subject=str(images))
     directory = images / name
     file = read_yaml(directory / RUNTIME_FILE)
-    entry = validate(file, RuntimeEntry, _missing_files(file, directory))
+    entry = validate(file, RuntimeEntry, [*_missing_files(file, directory), *_idle_layers(file, directory)])
     return Runtime(
         name=name, directory=directory, **{key: getattr(entry, key) for key in RuntimeEntry.model_fields}
     )
@@ -110,6 +133,33 @@ def _not_offered(spec: ModelSpec, runtime: Runtime) -> str:
         f"`device: {spec.device}` needs the {build_of(spec)} build, and runtime {runtime.name} offers"
         f" only {' and '.join(runtime.builds)}; write {devices}"
     )
+
+
+def _idle_layers(file: YamlFile, directory: Path) -> list[Problem]:
+    """Return a problem for each pattern in `layers` that names no package of any build."""
+    data = file.data if isinstance(file.data, dict) else {}
+    builds, layers = data.get("builds"), data.get("layers")
+    if not isinstance(layers, list) or not isinstance(builds, dict):
+        return []
+    names: set[str] = set()
+    for requirements in builds.values():
+        with suppress(
+            OSError, UnicodeDecodeError, RenderError, TypeError
+        ):  # others say what is wrong with it
+            text = (directory / requirements).read_text(encoding="utf-8")
+            names |= {entry.name for entry in read_requirements(text, requirements) if entry.name}
+    return [
+        file.problem(
+            ("layers", number, place),
+            f"no package of {', '.join(map(str, builds.values()))} is called {quoted(pattern)}"
+            f"{did_you_mean(pattern, sorted(names))}",
+        )
+        for number, patterns in enumerate(layers)
+        if isinstance(patterns, list)
+        for place, pattern in enumerate(patterns)
+        if isinstance(pattern, str) and grammar.PACKAGE.matches(pattern)
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
 
 
 def _missing_files(file: YamlFile, directory: Path) -> list[Problem]:
