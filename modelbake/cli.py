@@ -25,7 +25,7 @@ from modelbake.errors import Interrupted, ModelbakeError, UsageError
 from modelbake.output import Output
 from modelbake.workspace import Workspace
 
-VERBS = ("check", "lock", "plan", "render", "build", "smoke", "push", "publish", "doctor")
+VERBS = ("check", "lock", "plan", "render", "build", "smoke", "push", "publish", "size", "doctor")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -67,6 +67,7 @@ class ModelSpec(Entry):
     hub: schema.Hub = DEFAULT_HUB
     layer_order: schema.LayerOrder = "auto"
     compression: schema.Compression = "none"
+    max_size: schema.MaxSize | None = None
     env: schema.Environment = Field(default_factory=dict)
     labels: schema.Labels = Field(default_factory=dict)
     smoke: SmokeSpec = Field(default_factory=SmokeSpec)

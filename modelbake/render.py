@@ -118,7 +118,7 @@ def _installs(layers: int) -> list[list[str]]:
     commands = []
     for number in range(layers):
         command = ["python3", "/builder/install.py", "/opt/venv", f"/builder/{number}.txt"]
-        command += ["--slim", "/builder/slim.json"]
+        command += ["--slim", "/builder/slim.json", "--output", "/layer"]
         if number < layers - 1:
             command.append("--part")
         elif number:

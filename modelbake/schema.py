@@ -14,7 +14,7 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_va
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
-from modelbake import grammar
+from modelbake import grammar, quantity
 from modelbake.expressions import EXPRESSION, why_not
 from modelbake.grammar import holds_a_secret, holds_a_token, names_a_secret
 from modelbake.scalars import quoted
@@ -86,6 +86,7 @@ Patterns = tuple[Annotated[str, Text(grammar.PATTERN)], ...]
 Registry = Annotated[str, Text(grammar.REGISTRY)]
 Base = Annotated[str, Text(grammar.BASE)]
 Hub = Annotated[str, Text(grammar.HUB)]
+MaxSize = Annotated[str, Text(quantity.SIZE)]
 UrlPath = Annotated[str, Text(grammar.PATH)]
 Expression = Annotated[str, Text(EXPRESSION, why_not)]
 Environment = dict[
@@ -258,6 +259,11 @@ class Settings(Entry):
         default="none",
         description="Of the weight layers that `publish` makes. zstd: about a fifth fewer bytes, several"
         " times slower to make and to pull, and hosts need Docker Engine 23 or newer.",
+    )
+    max_size: MaxSize | None = Field(
+        default=None,
+        description="How large the image may be, unpacked. `build` and `publish` fail when it is larger.",
+        examples=list(quantity.SIZE.examples),
     )
     env: Environment = Field(
         default_factory=dict,

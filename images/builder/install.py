@@ -1,10 +1,12 @@
 """Make a virtual environment with exactly the packages of a hash-pinned requirements file.
 
-    python install.py VENV REQUIREMENTS [--slim FILE] [--part] [--beside VENV ...]
+    python install.py VENV REQUIREMENTS [--slim FILE] [--part] [--beside VENV ...] [--output FOLDER]
 
 --slim removes what serving never needs, as FILE says (see `slim`). With --part the packages are some of an
 image's, one layer of it: what they depend on is another layer's, and is not looked for. --beside, for the
 last layer, names the other layers' environments: all dependencies have to be met by these together.
+--output moves VENV, once it is made, into a folder, below its own path, where all of it has the same times:
+what a layer is copied from.
 
 pip works from outside: this Python's own, or one in a temporary environment. So VENV holds neither pip nor
 setuptools, unless they are required. Only wheels, only with the hashes of REQUIREMENTS. A file without
@@ -74,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--beside", type=Path, nargs="+", default=[], metavar="VENV", help="the other layers' environments"
     )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where VENV is moved, with its path")
     parser.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help="default: %(default)s")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
@@ -90,6 +93,8 @@ def main(arguments: Sequence[str]) -> int:
                 part=options.part or bool(options.beside),
                 beside=options.beside,
             )
+            if options.output:
+                _move(options.venv.absolute(), options.output)
         except BaseException:
             shutil.rmtree(options.venv, ignore_errors=True)
             raise
@@ -136,12 +141,23 @@ def install(
             environment = _pip_environment(Path(scratch), python, secrets, text)
             options = ["--no-deps"] if part else []
             _run_pip(python, venv, requirements, environment, Path(scratch) / "pip.log", options)
-    if beside:
-        require_all([venv, *beside])
+            if beside:
+                require_all([venv, *beside], python, Path(scratch) / "all")
     if instructions is not None:
         _slim(venv, instructions)
     compile_packages(venv)
-    clamp_times(venv, int(os.environ.get("SOURCE_DATE_EPOCH") or 0))
+    clamp_times(venv, _epoch())
+
+
+def _move(venv: Path, folder: Path) -> None:
+    target = folder / venv.relative_to(venv.anchor)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    venv.rename(target)
+    clamp_times(folder, _epoch())
+
+
+def _epoch() -> int:
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or 0)
 
 
 def _terminate(*_: object) -> NoReturn:

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,24 +50,24 @@ def find_pip(spare: Path) -> Path:
     return spare / "bin/python"
 
 
-def require_all(venvs: Sequence[Path]) -> None:
-    """Make sure that the packages of all these need nothing that none of them has. Raises InstallError."""
-    with tempfile.TemporaryDirectory(prefix="modelbake-") as scratch:
-        python = find_pip(Path(scratch) / "pip")
-        view = Path(scratch) / "view"  # an environment that sees the packages of all, and has none
-        make_venv(view, pip=False)
-        (site,) = view.glob("lib/python*/site-packages")
-        seen = [str(path) for venv in venvs for path in sorted(venv.glob("lib/python*/site-packages"))]
-        (site / "all.pth").write_text("".join(f"{path}\n" for path in seen), encoding="utf-8")
-        checked = subprocess.run(
-            [str(python), "-m", "pip", "--python", str(view / "bin/python"), "check"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={"PATH": os.environ.get("PATH", ""), "PIP_CONFIG_FILE": os.devnull},
-            text=True,
-            check=False,
-        )
+def require_all(venvs: Sequence[Path], python: Path, scratch: Path) -> None:
+    """Make sure that the packages of all these need nothing that none of them has. Raises InstallError.
+
+    `python` has pip; at `scratch` an environment is made that sees the packages of all, and has none.
+    """
+    make_venv(scratch, pip=False)
+    (site,) = scratch.glob("lib/python*/site-packages")
+    seen = [str(path) for venv in venvs for path in sorted(venv.glob("lib/python*/site-packages"))]
+    (site / "all.pth").write_text("".join(f"{path}\n" for path in seen), encoding="utf-8")
+    checked = subprocess.run(
+        [str(python), "-m", "pip", "--python", str(scratch / "bin/python"), "check"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={"PATH": os.environ.get("PATH", ""), "PIP_CONFIG_FILE": os.devnull},
+        text=True,
+        check=False,
+    )
     if checked.returncode:
         problems = "; ".join(line for line in checked.stdout.splitlines() if line and "[notice]" not in line)
         raise InstallError(

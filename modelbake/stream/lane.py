@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from modelbake.budget import require_budget
 from modelbake.credentials import HUB_TOKEN
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.errors import (
@@ -51,7 +52,7 @@ from modelbake.versiontag import VersionTag, precedence
 if TYPE_CHECKING:
     from modelbake.context import Context
     from modelbake.credentials import Secret
-    from modelbake.engine import Engine, LocalImage
+    from modelbake.engine import Engine
     from modelbake.output import Output
     from modelbake.stream.flow import Reader
     from modelbake.workspace import Workspace
@@ -119,6 +120,7 @@ class Lane:
             return self._reference(released)
         runtime = self.find_runtime()
         require_room(weights_spec(plan, runtime), self._registry.host)
+        require_budget(plan.spec, plan.locked.size, runtime.size if runtime else None)
         engine = None if candidate_only else self._engine_for_smoke()
         runtime = runtime or self._build_runtime(engine)
         image = self._image(runtime, self.weights)
@@ -156,7 +158,9 @@ class Lane:
 
     def write_layout(self, folder: Path) -> str:
         """Write the image to an OCI layout; return `oci:DIR@sha256:...`."""
-        runtime = self.find_runtime() or self._build_runtime(None)
+        runtime = self.find_runtime()
+        require_budget(self._plan.spec, self._plan.locked.size, runtime.size if runtime else None)
+        runtime = runtime or self._build_runtime(None)
         layout = LayoutRepository.create(folder, image=self._plan.repository)
         memory = LayoutRepository.create(folder, _MEMORY)
         image = self._image(runtime, memory, others=(self.weights,))
@@ -308,11 +312,18 @@ class Lane:
         from modelbake.engine_stream import telling
         from modelbake.push import require_passing_report
         from modelbake.report import asked_of
+        from modelbake.sizing import require_image_size
         from modelbake.smoke import smoke
 
         plan = self._plan
-        image: LocalImage | None = engine.image(reference)
-        if image is not None:
+        known = engine.image(reference)
+        if known is None:
+            self._output.event("pull_started", f"{engine.host} pulls {reference}")
+        image = known or engine.pull(
+            reference, self._credentials, telling(self._output, "pull_progress", "pulled")
+        )
+        require_image_size(engine, plan.spec, image)
+        if known is not None:
             try:
                 require_passing_report(
                     self._workspace.reports, plan.name, plan.version, image, asked_of(plan.spec)
@@ -321,11 +332,6 @@ class Lane:
                 return
             except ReportMissing:
                 pass
-        else:
-            self._output.event("pull_started", f"{engine.host} pulls {reference}")
-            image = engine.pull(
-                reference, self._credentials, telling(self._output, "pull_progress", "pulled")
-            )
         smoke(
             engine,
             plan.spec,

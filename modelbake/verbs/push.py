@@ -26,8 +26,10 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.dockerconfig import RegistryAuth
     from modelbake.push import push
     from modelbake.report import asked_of
+    from modelbake.sizing import require_image_size
 
     def push_one(engine: Engine, plan: BuildPlan, image: LocalImage) -> None:
+        require_image_size(engine, plan.spec, image)
         pushed = push(
             engine,
             RegistryAuth(),

@@ -174,15 +174,17 @@ def test_each_layer_of_packages_is_a_stage_and_the_last_one_sees_the_others(imag
     context = _render(_layered(images), images)
     steps = _instructions(context.files["Dockerfile"])
     installs = [step for step in steps if '"/opt/venv", "/builder/' in step]
-    assert [step.partition('"--slim", "/builder/slim.json"')[2] for step in installs] == [
+    assert [step.partition('"--output", "/layer"')[2] for step in installs] == [
         ', "--part"]',
         ', "--part"]',
         ', "--beside", "/layers/0", "/layers/1"]',
     ]
-    mounts = [re.findall(r"type=bind,from=(\S+?),source=/opt/venv,target=(\S+)", step) for step in installs]
+    mounts = [
+        re.findall(r"type=bind,from=(\S+?),source=/layer/opt/venv,target=(\S+)", step) for step in installs
+    ]
     assert mounts == [[], [], [("dependencies-0", "/layers/0"), ("dependencies-1", "/layers/1")]]
     copies = [step for step in steps if "--from=dependencies" in step]
-    assert copies == [f"COPY --link --from=dependencies-{number} /opt/venv /opt/venv" for number in range(3)]
+    assert copies == [f"COPY --link --from=dependencies-{number} /layer/ /" for number in range(3)]
     assert [context.files[f"requirements/{number}.txt"].decode() for number in range(3)] == [
         "torch==1 \\\n    --hash=sha256:aa\nnvidia-x==2 --hash=sha256:bb\n",
         "numpy==3 --hash=sha256:cc\n",

@@ -228,6 +228,17 @@ def test_packages_are_slimmed_before_they_are_compiled(ready: Bench) -> None:
     assert str(instructions) in event["message"]
 
 
+def test_a_layer_to_copy_has_the_same_times_all_over(ready: Bench) -> None:
+    layer = ready.folder / "layer"
+    ready.options = ["--output", str(layer)]
+    code, _, text = ready.run()
+    assert code == 0, text
+    assert not ready.venv.exists()
+    moved = layer / ready.venv.relative_to("/")
+    assert (moved / "bin/alpha-say").read_text().startswith(f"#!{ready.venv}/bin/python")
+    assert {path.lstat().st_mtime_ns for path in (layer, *layer.rglob("*"))} == {0}
+
+
 def test_layers_together_are_what_one_layer_is(ready: Bench) -> None:
     """Made apart and laid over each other they are the environment that is made at once, byte for byte."""
     assert ready.run()[0] == 0
