@@ -1,4 +1,4 @@
-"""Layers of packages on a real engine: what a change of one of them leaves as it was."""
+"""Layers of packages on a real engine: what a change of one leaves as it was. Sizes of real images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from modelbake.credentials import Secret
 from modelbake.engine import Engine
 from modelbake.render import render_runtime
 from modelbake.runtime import load_runtime
-from tests.integration.world import Services
+from modelbake.sizing import measure
+from tests.integration.conftest import tar
+from tests.integration.world import Services, World
 from tests.servers.environment import ROOT
 from tests.unit.images.test_install import make_wheel
 from tests.unit.planning import planned
@@ -138,3 +140,58 @@ def test_a_light_package_leaves_the_heavy_layer_as_it_is(layered: Layered) -> No
     again = layered.build(no_cache=True)
     assert "downloading heavy" in again[2]
     assert again[:2] == (heavy, new_light), "the same packages give the same layers, bit for bit"
+
+
+# --- sizes ------------------------------------------------------------------------------------------------
+
+
+def test_a_library_that_a_base_and_a_wheel_both_bring_is_named(engine: Engine, tiny: str) -> None:
+    wheel = "/opt/venv/lib/python3.11/site-packages/nvidia/cuda_runtime/lib/libcudart.so.12"
+    steps = [
+        "COPY a /usr/local/cuda/lib64/libcudart.so.12.4.127",
+        f"COPY b {wheel}",
+        "COPY b /libcufft.so.12",
+    ]
+    context: dict[str, bytes | str] = {
+        "Dockerfile": "\n".join([f"FROM {tiny}", *steps]),
+        "a": b"a" * 70_000,
+        "b": b"b" * 50_000,
+    }
+    built = build(engine, tar(context), secrets={}, on_event=lambda event: None)
+    try:
+        sizes = measure(engine, built.id)
+        (duplicate,) = sizes.duplicates
+        assert duplicate.soname == "libcudart.so.12"
+        assert duplicate.files == {wheel: 50_000, "/usr/local/cuda/lib64/libcudart.so.12.4.127": 70_000}
+        assert sizes.layers[-3:] == list(zip(steps, (70_000, 50_000, 50_000), strict=True))
+        image = engine.image(built.id)
+        assert image is not None
+        if engine.info.store == "classic":
+            assert sizes.total == image.size
+    finally:
+        engine.api.remove_image(built.id, force=True)
+
+
+def test_an_image_that_is_too_large_gets_no_tag(world: World) -> None:
+    world.repo("acme/tiny", {"config.json": b'{"kind": "tiny"}\n', "model.safetensors": b"\3" * 3_000_000})
+    world.models(tiny={"max_size": "2.5 MB"})
+    world.run("lock")
+    refused = world.build_py("build", "tiny")
+    assert refused.code == 47
+    assert "more than `max_size: 2.5 MB`; the largest: (everything else)" in refused.err
+    assert ", (weights) 3.00 MB" in refused.err
+    assert world.docker("image", "ls", "--quiet", "modelbake/tiny").out == ""
+
+    world.models(tiny={"max_size": "3 GB"})
+    world.run("build")
+    told = json.loads(world.build_py("size", "tiny", "--json").ok().out)
+    assert told["packages"]["(weights)"] == 3_000_017
+    assert told["bytes"] == sum(layer["bytes"] for layer in told["layers"])
+    assert told["duplicates"] == []
+    assert told["previous"] is None
+    # Another version, of less: `push` refuses what models.yaml allows no more, and `size` compares.
+    world.models(tiny={"version": "1.1.0", "max_size": "3 GB", "include": ["*.json"]})
+    world.run("lock", "build")
+    assert "since 1.0.0: -3.0 MB ((weights) -3.0 MB" in world.build_py("size", "tiny").ok().out
+    world.models(tiny={"version": "1.1.0", "max_size": "1 kB", "include": ["*.json"]})
+    assert world.build_py("push", "tiny").code == 47
