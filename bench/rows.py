@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench import slim
 from bench.results import Row
 from bench.story import CHANGES, Pulled, Story, median
 
@@ -192,6 +193,24 @@ def verification(story: Story) -> Figure:
     return start / (one / runs.cores), note
 
 
+def slim_packages(story: Story, runtime: str) -> Figure:
+    """Bytes of a CUDA build's packages as an image has them, over those of a plain install; see `slim`."""
+    row = _slimmed(story, runtime).row()
+    assert row.value is not None
+    return row.value, row.note
+
+
+def idle_rules(story: Story) -> Figure:
+    """Rules of slimming that remove nothing from the packages of any runtime."""
+    dead = slim.dead_rules([_slimmed(story, runtime) for runtime in slim.RUNTIMES])
+    return len(dead), ", ".join(dead)
+
+
+@functools.cache
+def _slimmed(story: Story, runtime: str) -> slim.Slimming:
+    return slim.measure(runtime, story.setting.folder)
+
+
 def _seconds(story: Story) -> list[float]:
     return [each.run.seconds for each in story.rounds().publish]
 
@@ -236,4 +255,13 @@ PLANS: tuple[Plan, ...] = (
     Plan("start verification / hashlib by all cores", 1.25, verification),
     Plan("peak memory of the client", 150, peak_memory, "MB"),
     Plan("peak memory, huge file / 1 GB file", 1.1, memory_growth),
+    *(
+        Plan(
+            f"{runtime} CUDA packages, unpacked / plain pip install",
+            slim.BAR,
+            functools.partial(slim_packages, runtime=runtime),
+        )
+        for runtime in slim.RUNTIMES
+    ),
+    Plan("rules of slimming that remove nothing", 0, idle_rules, "rules"),
 )

@@ -27,7 +27,7 @@ from modelbake.workspace import Workspace
 
 VERBS = (
     *("check", "lock", "plan", "render", "build", "smoke", "push", "publish"),
-    *("history", "compare", "doctor"),
+    *("size", "history", "compare", "doctor"),
 )
 
 

@@ -83,6 +83,7 @@ class ModelSpec(Entry):
     layer_order: schema.LayerOrder = "auto"
     compression: schema.Compression = "none"
     verify: schema.Verify = "full"
+    max_size: schema.MaxSize | None = None
     env: schema.Environment = Field(default_factory=dict)
     labels: schema.Labels = Field(default_factory=dict)
     smoke: SmokeSpec = Field(default_factory=SmokeSpec)

@@ -57,6 +57,7 @@ OLDEST = (23, 0)
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
 _CONTEXT = "modelbake"
 _PROBE_SECONDS = 10
+_EXPORT_CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,24 @@ class Engine:
         finally:
             with suppress(EngineError), translating(ref):
                 self.api.remove_image(ref, noprune=True)
+
+    def export(self, image_id: str) -> Iterator[bytes]:
+        """Yield an image as `docker save` writes it: a tar, in chunks.
+
+        Raises:
+            ImageNotFound: there is no such image.
+            EngineError: the engine cannot read it, or the connection ended.
+        """
+        with translating(image_id):
+            yield from self.api.get_image(image_id, chunk_size=_EXPORT_CHUNK)
+
+    def names(self, repository: str) -> list[str]:
+        """Return the tags that the engine has of a local repository, such as `modelbake/minilm`."""
+        with translating(repository):
+            found: list[dict[str, Any]] = self.api.images(name=repository)
+        prefix = f"{repository}:"
+        tags = {tag for image in found for tag in image.get("RepoTags") or ()}
+        return sorted(tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix))
 
     def disk_free(self) -> int | None:
         """Return the bytes free where the engine keeps its data; None for an engine on another machine."""

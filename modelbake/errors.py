@@ -23,6 +23,7 @@
     |   +-- SecretMissing        44   the build needs a secret that was not given
     |   +-- BuildFailed          45   a build step failed
     |   +-- ImageNotFound        46   the image has not been built, or is not of this lock
+    |   +-- ImageTooLarge        47   the image is larger than `max_size` allows
     +-- SmokeError               50   the smoke run could not be carried out
     |   +-- SmokeFailed          51   an answer was not the expected one
     |   +-- NotReady             52   the container ended, or did not become ready in time
@@ -196,6 +197,12 @@ class ImageNotFound(EngineError):
     """The image has not been built here, or was built from another lock."""
 
     exit_code = 46
+
+
+class ImageTooLarge(EngineError):
+    """The image, unpacked, is larger than the model's `max_size`."""
+
+    exit_code = 47
 
 
 class SmokeError(ModelbakeError):

@@ -167,6 +167,11 @@ def _advise_path(text: str) -> str:
     return f"did you mean {quoted('/' + text)}?" if PATH.matches(f"/{text}") else ""
 
 
+def _advise_package(text: str) -> str:
+    better = re.sub(r"[-_.]+", "-", text).lower()
+    return f"did you mean {quoted(better)}?" if PACKAGE.matches(better) else ""
+
+
 # --- the grammars ----------------------------------------------------------------------------------
 
 NAME = Grammar(
@@ -298,4 +303,18 @@ NEED = Grammar(
 CLASS = Grammar(
     "a class name or its pattern, such as *ForCausalLM", r"[A-Za-z0-9_*]+", 100, ("*ForCausalLM",)
 )
+PACKAGE = Grammar(
+    "a package's name, in lower case with '-', or a pattern of names such as nvidia-*",
+    r"[a-z0-9*](?:[a-z0-9*]|-(?!-))*(?<!-)",
+    100,
+    ("torch", "nvidia-*"),
+    _advise_package,
+)
+INSTALLED = Grammar(
+    "a path of installed files, relative to site-packages, or a pattern such as triton/**",
+    PATTERN.pattern,
+    1024,
+    ("triton/**", "nvidia/nccl/lib/libnccl.so.2"),
+)
+REASON = Grammar("a reason: text on one line", rf"(?!\s){_LINE}+(?<!\s)", 200, ("no compiler is there",))
 ARGUMENT = Grammar("a word of a command: text on one line", rf"{_LINE}+", 1024, ("/app/server.py",))

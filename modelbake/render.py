@@ -18,7 +18,8 @@ import jinja2
 
 from modelbake.context import Context
 from modelbake.errors import RenderError
-from modelbake.plan import PLAN_LABEL, BuildPlan
+from modelbake.plan import PLAN_LABEL, BuildPlan, encode_json
+from modelbake.requirements import split_requirements
 
 # What of images/ travels with every context. A list, so that nothing lying beside it ever does.
 PROGRAMS = (
@@ -32,10 +33,14 @@ PROGRAMS = (
     "builder/persistence.py",
     "builder/pip_errors.py",
     "builder/requirements.txt",
+    "builder/slim.py",
+    "builder/slim_rules.py",
+    "builder/stub.py",
     "builder/transfer.py",
     "builder/tree.py",
     "start/chat_parameters.py",
     "start/load_report.py",
+    "builder/venvs.py",
     "start/model_metrics.py",
     "start/openai_api.py",
     "start/probe.py",
@@ -45,10 +50,14 @@ PROGRAMS = (
     "start/weight_headers.py",
 )
 # And with that of a runtime alone.
+_INSTALLERS = ("builder/install.py", "builder/pip_errors.py", "builder/venvs.py")
+_SLIMMERS = ("builder/slim.py", "builder/slim_rules.py", "builder/stub.py")
 RUNTIME_PROGRAMS = tuple(
-    program
-    for program in PROGRAMS
-    if program.startswith("start/") or program in ("builder/install.py", "builder/pip_errors.py")
+    program for program in PROGRAMS if program.startswith("start/") or program in (*_INSTALLERS, *_SLIMMERS)
+)
+# A changed rule of slimming must not fetch weights again, so their stages do not have these.
+_FETCHERS = tuple(
+    program for program in PROGRAMS if program.startswith("builder/") and program not in _SLIMMERS
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
@@ -84,14 +93,42 @@ def render_runtime(plan: BuildPlan, *, templates: Path, programs: Path) -> Conte
 
 
 def _runtime_files(plan: BuildPlan, programs: Path, wanted: Sequence[str]) -> dict[str, bytes]:
-    files = {
-        "requirements.txt": _read(plan.runtime.directory / plan.requirements) if plan.requirements else b"",
-    }
+    files = {f"requirements/{number}.txt": text for number, text in enumerate(_layers(plan))}
+    files["slim.json"] = encode_json(plan.runtime.slim.model_dump(mode="json"))
     for program in wanted:
         files[program] = _read(programs / program)
     for name in plan.runtime.app:
         files[f"app/{name}"] = _read(plan.runtime.directory / name)
     return files
+
+
+def _layers(plan: BuildPlan) -> list[bytes]:
+    """Return the requirements of each layer of packages, bottom first."""
+    if not plan.requirements:
+        return [b""]
+    path = plan.runtime.directory / plan.requirements
+    content = _read(path)
+    if not plan.runtime.layers:
+        return [content]
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise RenderError("is not UTF-8 text", subject=str(path)) from error
+    return [each.encode() for each in split_requirements(text, plan.runtime.layers, str(path))]
+
+
+def _installs(layers: int) -> list[list[str]]:
+    """Return the command that installs each layer of packages."""
+    commands = []
+    for number in range(layers):
+        command = ["python3", "/builder/install.py", "/opt/venv", f"/builder/{number}.txt"]
+        command += ["--slim", "/builder/slim.json", "--output", "/layer"]
+        if number < layers - 1:
+            command.append("--part")
+        elif number:
+            command += ["--beside", *(f"/layers/{below}" for below in range(number))]
+        commands.append(command)
+    return commands
 
 
 def _digest(files: Mapping[str, bytes]) -> str:
@@ -101,7 +138,15 @@ def _digest(files: Mapping[str, bytes]) -> str:
 
 def _dockerfile(plan: BuildPlan, templates: Path, *, model: bool) -> str:
     try:
-        return _environment(templates).get_template("Dockerfile.j2").render(plan=plan, model=model)
+        template = _environment(templates).get_template("Dockerfile.j2")
+        return template.render(
+            plan=plan,
+            model=model,
+            installs=_installs(len(_layers(plan))),
+            installers=_INSTALLERS,
+            slimmers=_SLIMMERS,
+            fetchers=_FETCHERS,
+        )
     except jinja2.TemplateError as error:
         where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"
         raise RenderError(str(error), subject=str(templates / where)) from error

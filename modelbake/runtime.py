@@ -6,6 +6,8 @@ A model names one of images/, or with `./` one of its team's own, beside models.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -14,7 +16,8 @@ from pydantic import Field
 
 from modelbake import grammar, schema
 from modelbake.config import Config, ModelSpec
-from modelbake.errors import ConfigError
+from modelbake.errors import ConfigError, RenderError
+from modelbake.requirements import read_requirements
 from modelbake.scalars import quoted
 from modelbake.validation import Entry, Number, Text, did_you_mean, validate
 from modelbake.yamlfile import KeyPath, Problem, YamlFile, raise_problems, read_yaml
@@ -25,15 +28,35 @@ RUNTIME_FILE = "runtime.yaml"
 VERIFY_ONLY = ("--verify",)
 
 File = Annotated[str, Text(grammar.FILE)]
+Pattern = Annotated[str, Text(grammar.INSTALLED)]
+Reason = Annotated[str, Text(grammar.REASON)]
+PackageNames = Annotated[tuple[Annotated[str, Text(grammar.PACKAGE)], ...], Field(min_length=1, strict=False)]
 Needed = Annotated[tuple[Annotated[str, Text(grammar.PATTERN)], ...], Field(min_length=1, strict=False)]
 
 
+class SlimEntry(Entry):
+    """What is removed of the packages, besides the rules for every runtime (images/builder/slim_rules.py).
+
+    Patterns are relative to site-packages, with the reason; `**` stands for any number of folders. `stub`
+    takes the place of a library that is linked and never called; `keep` goes before every rule.
+    """
+
+    remove: dict[Pattern, Reason] = Field(default_factory=dict)
+    stub: dict[Pattern, Reason] = Field(default_factory=dict)
+    keep: tuple[Pattern, ...] = Field(default=(), strict=False)
+
+
 class _Entry(Entry):
-    """What every runtime.yaml may say."""
+    """What every runtime.yaml may say.
+
+    `layers`: packages that are layers of their own, bottom first; the rest is one more, on top of them.
+    """
 
     description: Annotated[str, Text(grammar.LINE)]
     base: schema.Base
     builds: dict[Build, File] = Field(default_factory=dict)
+    layers: tuple[PackageNames, ...] = Field(default=(), strict=False)
+    slim: SlimEntry = Field(default_factory=SlimEntry)
     app: tuple[File, ...] = Field(default=(), strict=False)
     env: schema.Environment = Field(default_factory=dict)
     # What it cannot serve without: each need with the names or patterns ('*' within a folder) that meet it.
@@ -103,7 +126,7 @@ def read_runtime(directory: Path) -> Runtime:
     file = read_yaml(directory / RUNTIME_FILE)
     serves = not isinstance(file.data, dict) or file.data.get("serves") is not False
     kind = ServerEntry if serves else DataEntry
-    entry = validate(file, kind, _missing_files(file, directory))
+    entry = validate(file, kind, [*_missing_files(file, directory), *_idle_layers(file, directory)])
     said = {key: getattr(entry, key) for key in kind.model_fields}
     return Runtime(**{"command": VERIFY_ONLY, **said}, name=directory.name, directory=directory)
 
@@ -161,6 +184,33 @@ def _not_offered(spec: ModelSpec, runtime: Runtime) -> str:
         f"`device: {spec.device}` needs the {build_of(spec)} build, and runtime {runtime.name} offers"
         f" only {' and '.join(runtime.builds)}; write {devices}"
     )
+
+
+def _idle_layers(file: YamlFile, directory: Path) -> list[Problem]:
+    """Return a problem for each pattern in `layers` that names no package of any build."""
+    data = file.data if isinstance(file.data, dict) else {}
+    builds, layers = data.get("builds"), data.get("layers")
+    if not isinstance(layers, list) or not isinstance(builds, dict):
+        return []
+    names: set[str] = set()
+    for requirements in builds.values():
+        with suppress(
+            OSError, UnicodeDecodeError, RenderError, TypeError
+        ):  # others say what is wrong with it
+            text = (directory / requirements).read_text(encoding="utf-8")
+            names |= {entry.name for entry in read_requirements(text, requirements) if entry.name}
+    return [
+        file.problem(
+            ("layers", number, place),
+            f"no package of {', '.join(map(str, builds.values()))} is called {quoted(pattern)}"
+            f"{did_you_mean(pattern, sorted(names))}",
+        )
+        for number, patterns in enumerate(layers)
+        if isinstance(patterns, list)
+        for place, pattern in enumerate(patterns)
+        if isinstance(pattern, str) and grammar.PACKAGE.matches(pattern)
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
 
 
 def _missing_files(file: YamlFile, directory: Path) -> list[Problem]:

@@ -89,6 +89,7 @@ PickleNames = tuple[Annotated[str, Text(grammar.PICKLE)], ...]
 Registry = Annotated[str, Text(grammar.REGISTRY)]
 Base = Annotated[str, Text(grammar.BASE)]
 Hub = Annotated[str, Text(grammar.HUB)]
+MaxSize = Annotated[str, Text(quantity.SIZE)]
 UrlPath = Annotated[str, Text(grammar.PATH)]
 Expression = Annotated[str, Text(EXPRESSION, why_not)]
 Environment = dict[
@@ -319,6 +320,11 @@ class Settings(Entry):
         description="What every start compares with the manifest before it serves. full: every byte. quick:"
         " names, kinds and sizes, headers, and the bytes of the smallest files, 256 MiB at most. off:"
         " nothing; the log warns of it.",
+    )
+    max_size: MaxSize | None = Field(
+        default=None,
+        description="How large the image may be, unpacked. `build` and `publish` fail when it is larger.",
+        examples=list(quantity.SIZE.examples),
     )
     env: Environment = Field(
         default_factory=dict,

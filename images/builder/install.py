@@ -1,6 +1,12 @@
 """Make a virtual environment with exactly the packages of a hash-pinned requirements file.
 
-    python install.py VENV REQUIREMENTS
+    python install.py VENV REQUIREMENTS [--slim FILE] [--part] [--beside VENV ...] [--output FOLDER]
+
+--slim removes what serving never needs, as FILE says (see `slim`). With --part the packages are some of an
+image's, one layer of it: what they depend on is another layer's, and is not looked for. --beside, for the
+last layer, names the other layers' environments: all dependencies have to be met by these together.
+--output moves VENV, once it is made, into a folder, below its own path, where all of it has the same times:
+what a layer is copied from.
 
 pip works from outside: this Python's own, or one in a temporary environment. So VENV holds neither pip nor
 setuptools, unless they are required. Only wheels, only with the hashes of REQUIREMENTS. A file without
@@ -16,8 +22,9 @@ Files of the secrets folder (/run/secrets), where a BuildKit secret mount is; ea
     index_url   the URL of the package index, possibly with a password
     ca_bundle   PEM certificates of a network's own authorities, trusted besides the system's
 
-stdout: {"event": "progress", "message"}. stderr, on failure, as the last line: {"event": "error", "code",
-"package"?, "message"}. No URL is shown beyond its host. Exit codes: 0, or
+stdout: {"event": "progress", "message"}, with --slim also {"event": "slimmed", "pattern", "files", "bytes",
+"message"} for each rule that removed something. stderr, on failure, as the last line: {"event": "error",
+"code", "package"?, "message"}. No URL is shown beyond its host. Exit codes: 0, or
 
      1  something unexpected                       34  the disk is full
     30  a package's bytes have another hash,       35  the requirements or arguments are wrong
@@ -34,7 +41,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -49,6 +55,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from pip_errors import SHOWN_LINES, Code, InstallError, diagnose, redact
+from venvs import clamp_times, compile_packages, find_pip, make_venv, require_all
 
 _INHERITED = {"PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH"}
 _PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
@@ -64,6 +71,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("venv", type=Path, metavar="VENV")
     parser.add_argument("requirements", type=Path, metavar="REQUIREMENTS")
+    parser.add_argument("--slim", type=Path, metavar="FILE", help="what to remove of the packages")
+    parser.add_argument("--part", action="store_true", help="do not install what the packages depend on")
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], metavar="VENV", help="the other layers' environments"
+    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where VENV is moved, with its path")
     parser.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help="default: %(default)s")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
@@ -72,7 +85,16 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _require_fresh(options.venv)
         try:
-            install(options.venv.absolute(), options.requirements, options.secrets)
+            install(
+                options.venv.absolute(),
+                options.requirements,
+                options.secrets,
+                instructions=options.slim,
+                part=options.part or bool(options.beside),
+                beside=options.beside,
+            )
+            if options.output:
+                _move(options.venv.absolute(), options.output)
         except BaseException:
             shutil.rmtree(options.venv, ignore_errors=True)
             raise
@@ -93,8 +115,16 @@ def main(arguments: Sequence[str]) -> int:
     return int(error.code)
 
 
-def install(venv: Path, requirements: Path, secrets: Path) -> None:
-    """Make `venv` with the packages of `requirements`.
+def install(
+    venv: Path,
+    requirements: Path,
+    secrets: Path,
+    *,
+    instructions: Path | None = None,
+    part: bool = False,
+    beside: Sequence[Path] = (),
+) -> None:
+    """Make `venv` with the packages of `requirements`; see the module for what the others mean.
 
     Raises:
         InstallError: it cannot be done.
@@ -104,22 +134,30 @@ def install(venv: Path, requirements: Path, secrets: Path) -> None:
         text = requirements.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InstallError(Code.USAGE, f"cannot read {requirements}: {error}") from error
-    _make_venv(venv, pip=False)
+    make_venv(venv, pip=False)
     if any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
         with tempfile.TemporaryDirectory(prefix="modelbake-") as scratch:
-            python = _find_pip(Path(scratch) / "pip")
+            python = find_pip(Path(scratch) / "pip")
             environment = _pip_environment(Path(scratch), python, secrets, text)
-            _run_pip(python, venv, requirements, environment, Path(scratch) / "pip.log")
-    _compile(venv)
-    clamp_times(venv, int(os.environ.get("SOURCE_DATE_EPOCH") or 0))
+            options = ["--no-deps"] if part else []
+            _run_pip(python, venv, requirements, environment, Path(scratch) / "pip.log", options)
+            if beside:
+                require_all([venv, *beside], python, Path(scratch) / "all")
+    if instructions is not None:
+        _slim(venv, instructions)
+    compile_packages(venv)
+    clamp_times(venv, _epoch())
 
 
-def clamp_times(root: Path, seconds: int) -> None:
-    """Give everything in a folder, and the folder, the same access and modification time."""
-    for folder, folders, names in os.walk(root, topdown=False):
-        for name in [*names, *folders]:
-            os.utime(Path(folder) / name, (seconds, seconds), follow_symlinks=False)
-    os.utime(root, (seconds, seconds))
+def _move(venv: Path, folder: Path) -> None:
+    target = folder / venv.relative_to(venv.anchor)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    venv.rename(target)
+    clamp_times(folder, _epoch())
+
+
+def _epoch() -> int:
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or 0)
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -136,35 +174,6 @@ def _require_fresh(venv: Path) -> None:
         raise InstallError(Code.PYTHON, f"Python 3.11 or newer is needed, this is {found}")
     if venv.is_symlink() or (venv.exists() and (not venv.is_dir() or any(venv.iterdir()))):
         raise InstallError(Code.USAGE, f"{venv} exists already")
-
-
-def _make_venv(path: Path, *, pip: bool) -> None:
-    options = [] if pip else ["--without-pip"]
-    done = subprocess.run(
-        [sys.executable, "-m", "venv", *options, str(path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode == 0:
-        return
-    if "No space left" in done.stdout:
-        raise InstallError(Code.DISK_FULL, f"the disk is full: cannot make {path}")
-    reason = redact(" ".join(done.stdout.split()[-40:]))
-    raise InstallError(
-        Code.PYTHON,
-        f"{sys.executable} cannot make a virtual environment (on Debian: package python3-venv): {reason}",
-    )
-
-
-def _find_pip(spare: Path) -> Path:
-    """Return a Python that has pip: this one, or one of an environment made at `spare`."""
-    if importlib.util.find_spec("pip") is not None:
-        return Path(sys.executable)
-    _make_venv(spare, pip=True)
-    return spare / "bin/python"
 
 
 def _pip_environment(scratch: Path, python: Path, secrets: Path, requirements: str) -> dict[str, str]:
@@ -198,8 +207,16 @@ def _pip_environment(scratch: Path, python: Path, secrets: Path, requirements: s
     return environment
 
 
-def _run_pip(python: Path, venv: Path, requirements: Path, environment: dict[str, str], log: Path) -> None:
+def _run_pip(
+    python: Path,
+    venv: Path,
+    requirements: Path,
+    environment: dict[str, str],
+    log: Path,
+    options: Sequence[str],
+) -> None:
     command = [str(python), "-m", "pip", "--python", str(venv / "bin/python"), "install", "--log", str(log)]
+    command += options
     command += ["--require-hashes", "--only-binary", ":all:", "--no-cache-dir", "--no-compile"]
     command += ["--no-warn-script-location", "--progress-bar", "off", "--requirement", str(requirements)]
     output: list[str] = []
@@ -237,20 +254,27 @@ def _run_pip(python: Path, venv: Path, requirements: Path, environment: dict[str
         raise diagnose("\n".join(output))
 
 
-def _compile(venv: Path) -> None:
-    """Compile the packages. What cannot be compiled, such as a template, is left as it is."""
-    command = [str(venv / "bin/python"), "-m", "compileall", "-q", "-q", "-j", "0"]
-    command += ["--invalidation-mode", "unchecked-hash"]
-    command += map(str, sorted(venv.glob("lib/python*/site-packages")))
-    subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # The order of a set's items in byte code follows the hash seed.
-        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""},
-        check=False,
-    )
+def _slim(venv: Path, instructions: Path) -> None:
+    # Imported here, because only who slims has these beside this program.
+    from slim import read_instructions, slim
+    from stub import StubError
+
+    try:
+        wanted = read_instructions(instructions)
+        for site in sorted(venv.glob("lib/python*/site-packages")):
+            for done in slim(site, wanted):
+                if done.files:
+                    message = f"{done.pattern}: {done.bytes / 1e6:,.1f} MB less ({done.reason})"
+                    _say(
+                        sys.stdout,
+                        event="slimmed",
+                        pattern=done.pattern,
+                        files=done.files,
+                        bytes=done.bytes,
+                        message=message,
+                    )
+    except (StubError, ValueError) as error:
+        raise InstallError(Code.USAGE, str(error)) from error
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from modelbake.budget import require_budget
 from modelbake.credentials import HUB_TOKEN
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.errors import (
@@ -126,6 +127,7 @@ class Lane:
             return self._reference(released)
         runtime = self.find_runtime()
         require_room(weights_spec(plan, runtime), self._registry.host)
+        require_budget(plan.spec, plan.locked.size, runtime.size if runtime else None)
         engine = None if candidate_only else self._engine_for_smoke()
         runtime = runtime or self._build_runtime(engine)
         image = self._image(runtime, self.weights)
@@ -167,7 +169,9 @@ class Lane:
 
     def write_layout(self, folder: Path) -> str:
         """Write the image to an OCI layout; return `oci:DIR@sha256:...`."""
-        runtime = self.find_runtime() or self._build_runtime(None)
+        runtime = self.find_runtime()
+        require_budget(self._plan.spec, self._plan.locked.size, runtime.size if runtime else None)
+        runtime = runtime or self._build_runtime(None)
         layout = LayoutRepository.create(folder, image=self._plan.repository)
         memory = LayoutRepository.create(folder, _MEMORY)
         image = self._image(runtime, memory, others=(self.weights,))

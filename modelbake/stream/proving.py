@@ -8,6 +8,7 @@ from modelbake.engine_stream import telling
 from modelbake.errors import NotReady, ReportMissing
 from modelbake.plan import WeightGroup, group_files
 from modelbake.probing import WRONG_WEIGHTS_HINT
+from modelbake.sizing import require_image_size
 from modelbake.stream.flow import TAR_ZSTD
 from modelbake.stream.weights import GROUP, group_tag
 
@@ -54,7 +55,11 @@ def prove(
     Raises what `Engine.pull` and `smoke` raise, and PerformanceRegressed.
     """
     image = engine.image(reference)
-    if image is not None and not trial.update_goldens:
+    if image is None:
+        output.event("pull_started", f"{engine.host} pulls {reference}")
+        image = engine.pull(reference, credentials, telling(output, "pull_progress", "pulled"))
+    require_image_size(engine, plan.spec, image)
+    if not trial.update_goldens:
         try:
             kept = trial.require_passed(plan, image)
         except ReportMissing:
@@ -65,9 +70,6 @@ def prove(
                 if gate is not None:
                     gate.require(kept)
                 return kept
-    if image is None:
-        output.event("pull_started", f"{engine.host} pulls {reference}")
-        image = engine.pull(reference, credentials, telling(output, "pull_progress", "pulled"))
     try:
         report = trial.run(engine, plan, image, output)
     except NotReady as error:

@@ -99,12 +99,12 @@ def for_each_image(
 
     def act(spec: ModelSpec) -> None:
         plan = plans[spec.name]
-        action(engine, plan, _built_image(engine, plan, workspace.context(plan)))
+        action(engine, plan, built_image(engine, plan, workspace.context(plan)))
 
     for_each(specs, act, output)
 
 
-def _built_image(engine: Engine, plan: BuildPlan, context: Context) -> LocalImage:
+def built_image(engine: Engine, plan: BuildPlan, context: Context) -> LocalImage:
     """Return the image that `build` made of this very plan.
 
     Raises ImageNotFound where there is none, or where models.yaml, models.lock or the runtime say otherwise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from modelbake.errors import DiskFull
+from modelbake.errors import DiskFull, ImageNotFound
 from modelbake.output import Output
 from modelbake.verbs import build_secrets, for_each, model_arguments, secret_arguments
 from modelbake.workspace import Workspace
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.credentials import Secret
     from modelbake.dockerconfig import RegistryAuth
     from modelbake.plan import LOCK_LABEL
+    from modelbake.sizing import require_image_size
 
     specs = workspace.config.select(args.names, all=args.all)
     plans = {spec.name: workspace.plan(spec) for spec in specs}
@@ -62,11 +63,20 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 secrets={**secrets, "sources": Secret(plan.sources())},
                 registries=RegistryAuth(),
                 target="image",
-                tags=[plan.local_tag],
+                # What turns out too large does not take the place of what was built before.
+                tags=[] if spec.max_size else [plan.local_tag],
                 labels={},
                 no_cache=args.no_cache,
                 on_event=view,
             )
+        if spec.max_size:
+            image = engine.image(built.id)
+            if image is None:
+                raise ImageNotFound(
+                    "the engine says that it built it, and does not have it", subject=built.id
+                )
+            require_image_size(engine, spec, image)
+            engine.tag(built.id, plan.local_tag)
         output.event(
             "built",
             f"built {plan.local_tag} ({_fetched(view.fetched_bytes)})",

@@ -25,11 +25,13 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print `REGISTRY/NAME@sha256:...` for each model."""
     from modelbake.dockerconfig import RegistryAuth
     from modelbake.push import push
+    from modelbake.sizing import require_image_size
     from modelbake.trial import Trial
 
     trial = Trial(workspace.reports, workspace.goldens)
 
     def push_one(engine: Engine, plan: BuildPlan, image: LocalImage) -> None:
+        require_image_size(engine, plan.spec, image)
         pushed = push(
             engine,
             RegistryAuth(),

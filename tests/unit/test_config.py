@@ -448,10 +448,22 @@ WRONG_VALUES = [
         "hf_token: unknown key; secrets are never written in this file: tokens come from the environment",
     ),
     (
+        "max_size",
+        "6",
+        "max_size: expected a size such as 6 GB or 500 MiB (units: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB),"
+        " got the number 6; say of what: 6 GB, for example",
+    ),
+    (
+        "max_size",
+        "6 gb",
+        "max_size: expected a size such as 6 GB or 500 MiB (units: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB),"
+        ' got "6 gb"; did you mean 6 GB?',
+    ),
+    (
         "zzz",
         "x",
         "zzz: unknown key; known here: revision, include, exclude, runtime, device, base, hub,"
-        " layer_order, compression, verify, env, labels, smoke, version, source,"
+        " layer_order, compression, verify, max_size, env, labels, smoke, version, source,"
         " allow_pickle",
     ),
 ]

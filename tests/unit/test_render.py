@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from modelbake.context import Context
 from modelbake.errors import RenderError
 from modelbake.plan import BuildPlan
 from modelbake.render import PROGRAMS, exec_form, quoted, render
+from modelbake.runtime import SlimEntry
 from tests.unit.planning import planned
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -63,7 +65,8 @@ def test_the_context_is_what_the_dockerfile_copies_and_nothing_else(images: Path
             "app/server.py",
             *PROGRAMS,
             "manifest.json",
-            "requirements.txt",
+            "requirements/0.txt",
+            "slim.json",
             "sources.json",
             *(f"weights/{group.digest}/manifest.json" for group in plan.groups),
         ]
@@ -88,7 +91,7 @@ def test_the_stages_stand_in_the_documented_order(images: Path) -> None:
         "FROM base AS fetch",
         "FROM fetch AS weights-0",
         "FROM fetch AS weights-1",
-        "FROM base AS dependencies",
+        "FROM base AS dependencies-0",
         "FROM base AS runtime",
         "FROM runtime AS image",
     ]
@@ -154,6 +157,85 @@ def test_a_missing_program_is_an_error(images: Path) -> None:
     (images / "embeddings/server.py").unlink()
     with pytest.raises(RenderError, match=r"server\.py: cannot read"):
         _render(planned(directory=images / "embeddings"), images)
+
+
+LAYERED = {"layers": (("torch", "nvidia-*"), ("absent",), ("numpy",))}
+PINS = "torch==1 \\\n    --hash=sha256:aa\nnvidia-x==2 --hash=sha256:bb\n"
+PINS += "numpy==3 --hash=sha256:cc\nweb==4 --hash=sha256:dd\n"
+
+
+def _layered(images: Path) -> BuildPlan:
+    (images / "embeddings/requirements.cuda.txt").write_text(PINS)
+    plan = planned(directory=images / "embeddings")
+    return replace(plan, runtime=plan.runtime.model_copy(update=LAYERED))
+
+
+def test_each_layer_of_packages_is_a_stage_and_the_last_one_sees_the_others(images: Path) -> None:
+    context = _render(_layered(images), images)
+    steps = _instructions(context.files["Dockerfile"])
+    installs = [step for step in steps if '"/opt/venv", "/builder/' in step]
+    assert [step.partition('"--output", "/layer"')[2] for step in installs] == [
+        ', "--part"]',
+        ', "--part"]',
+        ', "--beside", "/layers/0", "/layers/1"]',
+    ]
+    mounts = [
+        re.findall(r"type=bind,from=(\S+?),source=/layer/opt/venv,target=(\S+)", step) for step in installs
+    ]
+    assert mounts == [[], [], [("dependencies-0", "/layers/0"), ("dependencies-1", "/layers/1")]]
+    copies = [step for step in steps if "--from=dependencies" in step]
+    assert copies == [f"COPY --link --from=dependencies-{number} /layer/ /" for number in range(3)]
+    assert [context.files[f"requirements/{number}.txt"].decode() for number in range(3)] == [
+        "torch==1 \\\n    --hash=sha256:aa\nnvidia-x==2 --hash=sha256:bb\n",
+        "numpy==3 --hash=sha256:cc\n",
+        "web==4 --hash=sha256:dd\n",
+    ]
+    assert "requirements/3.txt" not in context.files
+
+
+def test_a_light_package_changes_nothing_that_a_heavy_stage_is_made_of(images: Path) -> None:
+    plan = _layered(images)
+    before = _render(plan, images)
+    (images / "embeddings/requirements.cuda.txt").write_text(PINS.replace("web==4", "web==5"))
+    after = _render(plan, images)
+    changed = {path for path in before.files if before.files[path] != after.files[path]}
+    assert changed == {"requirements/2.txt", "Dockerfile"}, "the Dockerfile has the label of all of it"
+    stages = [
+        re.sub(r'"io.modelbake.plan"="\S+"', "", each.files["Dockerfile"].decode())
+        for each in (before, after)
+    ]
+    assert stages[0] == stages[1]
+
+
+def test_one_layer_is_installed_with_its_dependencies_looked_for(images: Path) -> None:
+    plan = planned(directory=images / "embeddings")
+    (images / "embeddings/requirements.cuda.txt").write_text(PINS)
+    alone = replace(plan, runtime=plan.runtime.model_copy(update={"layers": (("absent",),)}))
+    for each in (plan, alone):
+        context = _render(each, images)
+        assert context.files["requirements/0.txt"].decode() == PINS
+        assert not re.search(r"--part|--beside", context.files["Dockerfile"].decode())
+
+
+def test_a_changed_rule_of_slimming_fetches_no_weights_again(images: Path) -> None:
+    steps = _instructions(_render(planned(directory=images / "embeddings"), images).files["Dockerfile"])
+    fetch = steps[steps.index("FROM base AS fetch") : steps.index("FROM base AS dependencies-0")]
+    assert any("builder/fetch.py" in step for step in fetch)
+    assert not [step for step in fetch if "slim" in step or "stub" in step]
+    copied = " ".join(step for step in steps if step.startswith("COPY --link builder/"))
+    assert all(program in copied for program in PROGRAMS if program.startswith("builder/"))
+
+
+def test_a_runtime_says_what_is_slimmed(images: Path) -> None:
+    plan = planned(directory=images / "embeddings")
+    slim = SlimEntry(remove={"triton/**": "why"}, stub={"a.so": "b"}, keep=("torch/include/**",))
+    slimmer = replace(plan, runtime=plan.runtime.model_copy(update={"slim": slim}))
+    assert json.loads(_render(slimmer, images).files["slim.json"]) == {
+        "remove": {"triton/**": "why"},
+        "stub": {"a.so": "b"},
+        "keep": ["torch/include/**"],
+    }
+    assert json.loads(_render(plan, images).files["slim.json"]) == {"remove": {}, "stub": {}, "keep": []}
 
 
 def test_a_runtime_without_files_of_its_own_copies_none(images: Path) -> None:

@@ -19,6 +19,9 @@ BASE = f"docker.io/library/python:3.11-slim-bookworm@{DIGEST}"
 WORD = "expected a word of a command: text on one line"
 PATH = "expected a URL path that begins with '/'"
 LINE = "expected text on one line, without control characters"
+PACKAGE = "expected a package's name, in lower case with '-', or a pattern of names such as nvidia-*"
+PATTERN = "expected a path of installed files, relative to site-packages, or a pattern such as triton/**"
+REASON = "expected a reason: text on one line"
 GOOD: dict[str, str] = {
     "description": "sentence embeddings over HTTP",
     "base": BASE,
@@ -35,8 +38,10 @@ def written(images: Path, folder: str = "embeddings", /, **keys: str | None) -> 
     """Write a runtime's folder with all its files; values stand as written, None leaves a key out."""
     directory = images / folder
     (directory / "lib").mkdir(parents=True)
-    for file in ("requirements.cuda.txt", "requirements.cpu.txt", "server.py", "lib/pooling.py"):
+    for file in ("server.py", "lib/pooling.py"):
         (directory / file).write_text("")
+    (directory / "requirements.cuda.txt").write_text("torch==1 --hash=sha256:aa\nnvidia-x==1\n")
+    (directory / "requirements.cpu.txt").write_text("torch==1+cpu\nWeb_Server==2\n")
     entries = {**GOOD, **keys}
     text = "".join(f"{key}: {value}\n" for key, value in entries.items() if value is not None)
     (directory / "runtime.yaml").write_text(text)
@@ -64,6 +69,18 @@ def test_a_runtime_is_read(tmp_path: Path) -> None:
     assert runtime.env == {"HF_HUB_OFFLINE": "1"}
     with pytest.raises(ValidationError):
         runtime.port = 1
+
+
+def test_layers_and_slimming_are_read(tmp_path: Path) -> None:
+    written(
+        tmp_path,
+        layers='[[torch, "nvidia-*"], [web-server]]',
+        slim='{remove: {"triton/**": no compiler}, stub: {a.so: one GPU}, keep: ["torch/include/**"]}',
+    )
+    runtime = load_runtime(tmp_path, "embeddings")
+    assert runtime.layers == (("torch", "nvidia-*"), ("web-server",))
+    assert runtime.slim.remove == {"triton/**": "no compiler"}
+    assert (runtime.slim.stub, runtime.slim.keep) == ({"a.so": "one GPU"}, ("torch/include/**",))
 
 
 def test_only_what_has_to_be_said_has_to_be_said(tmp_path: Path) -> None:
@@ -128,6 +145,17 @@ def test_runtimes_are_the_folders_with_a_runtime_file(tmp_path: Path) -> None:
          " patterns are relative to the repository: leave the first '/' or './' out"),
         ("architectures", "[A-B]",
          "9:17: architectures[0]: expected a class name or its pattern, such as *ForCausalLM, got \"A-B\""),
+        ("layers", "[torch]", '9:10: layers[0]: expected a list, got "torch"; write ["torch"]'),
+        ("layers", "[[]]", "9:10: layers[0]: expected at least one item"),
+        ("layers", "[[Torch]]", f'9:11: layers[0][0]: {PACKAGE}, got "Torch"; did you mean "torch"?'),
+        ("layers", "[[troch]]", "9:11: layers[0][0]: no package of requirements.cuda.txt,"
+         " requirements.cpu.txt is called \"troch\"; did you mean 'torch'?"),
+        ("layers", '[[torch], ["cuda-*"]]', "9:20: layers[1][0]: no package of requirements.cuda.txt,"
+         ' requirements.cpu.txt is called "cuda-*"'),
+        ("slim", "{keep: [/a]}", f'9:15: slim.keep[0]: {PATTERN}, got "/a"'),
+        ("slim", '{remove: {"triton/**": ""}}', f'9:30: slim.remove."triton/**": {REASON}, got ""'),
+        ("slim", "{stub: {../a: b}}", f'9:15: slim.stub."../a": {PATTERN}, got "../a"'),
+        ("slim", "{remov: {}}", "9:8: slim.remov: unknown key; did you mean 'remove'?"),
         ("description", '"a\\nb"', f'1:14: description: {LINE}, got "a\\nb"'),
         ("port", None, "1:1: port: required key missing"),
         ("comand", "[a]", "9:1: comand: unknown key; did you mean 'command'?"),

@@ -134,6 +134,7 @@ class Bench:
         self.secrets.mkdir()
         self.requirements.write_text(PINNED)
         self.python = sys.executable
+        self.options: list[str] = []
 
     def secret(self, name: str, text: str) -> None:
         (self.secrets / name).write_text(text)
@@ -148,6 +149,7 @@ class Bench:
                 str(self.requirements),
                 "--secrets",
                 str(self.secrets),
+                *self.options,
             ],
             # What the caller's environment says of indexes must not count.
             env={**os.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/of-the-environment", **self.environment},
@@ -203,6 +205,69 @@ def ready(bench: Bench, index: Index) -> Iterator[Bench]:
     yield bench
     index.status = 0
     index.spoilt.clear()
+
+
+def test_packages_are_slimmed_before_they_are_compiled(ready: Bench) -> None:
+    instructions = ready.folder / "slim.json"
+    instructions.write_text('{"remove": {"alpha/template.py": "no Python"}, "stub": {}, "keep": []}')
+    ready.options = ["--slim", str(instructions)]
+    code, event, text = ready.run()
+    assert code == 0, text
+    message = "alpha/template.py: 0.0 MB less (no Python)"
+    assert event == {
+        "event": "slimmed", "pattern": "alpha/template.py", "files": 1, "bytes": 18, "message": message,
+    }  # fmt: skip
+    assert not [path for path in ready.tree() if "template" in path and "alpha" in path]
+    assert [path for path in ready.tree() if path.endswith("beta/template.py")]
+    assert {time for _, time, _ in ready.tree().values()} == {0}
+    assert ready.say() == "1\n"
+    shutil.rmtree(ready.venv)
+    instructions.write_text("[]")
+    code, event, _ = ready.run()
+    assert code == 35
+    assert str(instructions) in event["message"]
+
+
+def test_a_layer_to_copy_has_the_same_times_all_over(ready: Bench) -> None:
+    layer = ready.folder / "layer"
+    ready.options = ["--output", str(layer)]
+    code, _, text = ready.run()
+    assert code == 0, text
+    assert not ready.venv.exists()
+    moved = layer / ready.venv.relative_to("/")
+    assert (moved / "bin/alpha-say").read_text().startswith(f"#!{ready.venv}/bin/python")
+    assert {path.lstat().st_mtime_ns for path in (layer, *layer.rglob("*"))} == {0}
+
+
+def test_layers_together_are_what_one_layer_is(ready: Bench) -> None:
+    """Made apart and laid over each other they are the environment that is made at once, byte for byte."""
+    assert ready.run()[0] == 0
+    whole = ready.tree()
+    layers: dict[str, tuple[int, int, str]] = {}
+    for wheel, options in (
+        ("alpha-1.0-py3-none-any.whl", ["--part"]),
+        ("beta-2.0-py3-none-any.whl", ["--beside", str(ready.folder / "below")]),
+    ):
+        ready.venv.rename(ready.folder / ("whole" if not layers else "below"))
+        ready.requirements.write_text(pin(wheel))
+        ready.options = options
+        code, _, text = ready.run()
+        assert code == 0, text
+        layers |= ready.tree()
+    assert layers == whole
+
+
+def test_layers_that_do_not_fit_together_are_found(ready: Bench) -> None:
+    """alpha needs beta, which no layer has: only where it is laid beside the others can that be known."""
+    ready.requirements.write_text("")
+    assert ready.run()[0] == 0
+    ready.venv.rename(ready.folder / "below")
+    ready.requirements.write_text(pin("alpha-1.0-py3-none-any.whl"))
+    ready.options = ["--beside", str(ready.folder / "below")]
+    code, event, _ = ready.run()
+    assert code == 35
+    assert "alpha 1.0 requires beta, which is not installed" in event["message"]
+    assert "compile the pins again" in event["message"]
 
 
 def test_the_same_requirements_give_the_same_bytes(ready: Bench) -> None:

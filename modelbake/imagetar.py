@@ -1,0 +1,190 @@
+"""What lies in an image: its layers and their files, read from the stream in which an engine exports it.
+
+Nothing is kept but names, sizes and the records of Python packages; no file touches a disk here. The format
+is that of `docker save`: https://github.com/moby/docker-image-spec, a tar of blobs and a `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import zstandard
+
+from modelbake.errors import EngineError
+
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_RECORD = re.compile(r"[^/]+\.dist-info/RECORD")
+_HIDDEN, _OPAQUE = ".wh.", ".wh..wh..opq"
+_LARGEST_DOCUMENT = 32 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer, unpacked: what made it, and the bytes of its files by their path, without a '/' before it.
+
+    `hidden` are the paths below it that it takes away, `records` the content of packages' RECORD files.
+    """
+
+    created_by: str = ""
+    files: Mapping[str, int] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
+    records: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(self.files.values())
+
+
+@dataclass(frozen=True)
+class ImageContent:
+    """An image's layers, bottom first."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers, unpacked; what an upper layer hides still takes its place on a disk."""
+        return sum(layer.size for layer in self.layers)
+
+    def files(self) -> dict[str, int]:
+        """Return the files that a container sees, with their bytes."""
+        return {path: size for path, (size, _) in self._seen().items()}
+
+    def records(self) -> dict[str, str]:
+        """Return the RECORD files that a container sees."""
+        return {
+            path: self.layers[number].records[path]
+            for path, (_, number) in self._seen().items()
+            if path in self.layers[number].records
+        }
+
+    def _seen(self) -> dict[str, tuple[int, int]]:
+        seen: dict[str, tuple[int, int]] = {}
+        for number, layer in enumerate(self.layers):
+            if layer.hidden:
+                gone = layer.hidden
+                seen = {
+                    path: at for path, at in seen.items() if not any(_is_below(path, top) for top in gone)
+                }
+            seen |= {path: (size, number) for path, size in layer.files.items()}
+        return seen
+
+
+def read_image(chunks: Iterator[bytes]) -> ImageContent:
+    """Read an exported image.
+
+    Raises:
+        EngineError: it is not of the format, or ends too early.
+    """
+    layers: dict[str, Layer] = {}
+    documents: dict[str, Any] = {}
+    links: dict[str, str] = {}
+    try:
+        with tarfile.open(fileobj=_Chunks(chunks), mode="r|") as archive:
+            for member in archive:
+                name = posixpath.normpath(member.name)
+                if member.islnk() or member.issym():
+                    target = member.linkname
+                    links[name] = posixpath.normpath(
+                        target if member.islnk() else posixpath.join(posixpath.dirname(name), target)
+                    )
+                elif member.isfile() and (content := archive.extractfile(member)) is not None:
+                    assert isinstance(content, io.BufferedReader)
+                    if content.peek(1)[:1] in (b"{", b"["):
+                        if member.size <= _LARGEST_DOCUMENT:
+                            documents[name] = json.loads(content.read())
+                    elif (layer := _read_layer(content)) is not None:
+                        layers[name] = layer
+    except (tarfile.TarError, zstandard.ZstdError, OSError, EOFError, ValueError) as error:
+        raise EngineError(f"the exported image cannot be read: {error}") from error
+    return _assembled(layers, documents, links)
+
+
+def _assembled(
+    layers: Mapping[str, Layer], documents: Mapping[str, Any], links: Mapping[str, str]
+) -> ImageContent:
+    try:
+        (image,) = documents["manifest.json"]
+        history = [
+            str(step.get("created_by", ""))
+            for step in documents[posixpath.normpath(image["Config"])].get("history") or []
+            if not step.get("empty_layer")
+        ]
+        names = [posixpath.normpath(name) for name in image["Layers"]]
+        found = [layers[links.get(name, name)] for name in names]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EngineError(f"the exported image lacks a part: {error}") from error
+    if len(history) != len(found):  # an imported image has none, a squashed one has another
+        history = [""] * len(found)
+    return ImageContent(
+        tuple(
+            Layer(said, layer.files, layer.hidden, layer.records)
+            for said, layer in zip(history, found, strict=True)
+        )
+    )
+
+
+def _read_layer(content: io.BufferedReader) -> Layer | None:
+    """Read a layer, compressed or not; None for what is no archive."""
+    stream: Any = content
+    if content.peek(4)[:4] == _ZSTD:
+        stream = zstandard.ZstdDecompressor().stream_reader(content)
+    files: dict[str, int] = {}
+    hidden: set[str] = set()
+    records: dict[str, str] = {}
+    try:
+        archive = tarfile.open(fileobj=stream, mode="r|*")  # noqa: SIM115
+    except tarfile.ReadError:
+        return None
+    with archive:
+        for member in archive:
+            path = posixpath.normpath(member.name.lstrip("/"))
+            folder, name = posixpath.split(path)
+            if name == _OPAQUE:
+                hidden.add(folder + "/")
+            elif name.startswith(_HIDDEN):
+                hidden.add(posixpath.join(folder, name.removeprefix(_HIDDEN)))
+            elif member.isfile():
+                files[path] = member.size
+                if _RECORD.fullmatch("/".join(path.rsplit("/", 2)[-2:])):
+                    read = archive.extractfile(member)
+                    records[path] = read.read().decode(errors="replace") if read else ""
+    return Layer("", files, frozenset(hidden), records)
+
+
+def _is_below(path: str, top: str) -> bool:
+    """Tell whether a whiteout takes a path away: `a/b` that and all below it, `a/` only what is below."""
+    return path == top or path.startswith(top if top.endswith("/") else f"{top}/")
+
+
+class _Chunks(io.RawIOBase):
+    """An iterator of chunks as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return `size` bytes, fewer at the end."""
+        assert size is not None and size >= 0
+        parts = []
+        while size:
+            if not self._rest:
+                self._rest = memoryview(next(self._chunks, b""))
+                if not self._rest:
+                    break
+            part, self._rest = self._rest[:size], self._rest[size:]
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
