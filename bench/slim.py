@@ -95,7 +95,7 @@ def measure(runtime: str, folder: Path, wheels: Path | None = None) -> Slimming:
         for name in ("naive", "slim"):
             shutil.rmtree(folder / name, ignore_errors=True)
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    (IMAGES / runtime / NAIVE_FILE).write_text(json.dumps({digest: naive}, indent=2) + "\n")
+    (IMAGES / runtime / NAIVE_FILE).write_text(json.dumps({f"sha256:{digest}": naive}, indent=2) + "\n")
     return Slimming(runtime, naive, slim, rules)
 
 

@@ -23,7 +23,7 @@ def naive_size(plan: BuildPlan) -> int | None:
     try:
         known = json.loads((plan.runtime.directory / NAIVE_FILE).read_text(encoding="utf-8"))
         requirements = (plan.runtime.directory / plan.requirements).read_bytes()
-        size = known[hashlib.sha256(requirements).hexdigest()]
+        size = known[f"sha256:{hashlib.sha256(requirements).hexdigest()}"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # it is a comparison for people, and no build depends on it
     return size if isinstance(size, int) and size > 0 else None

@@ -195,3 +195,12 @@ def test_an_image_that_is_too_large_gets_no_tag(world: World) -> None:
     assert "since 1.0.0: -3.0 MB ((weights) -3.0 MB" in world.build_py("size", "tiny").ok().out
     world.models(tiny={"version": "1.1.0", "max_size": "1 kB", "include": ["*.json"]})
     assert world.build_py("push", "tiny").code == 47
+    # Weights that cannot fit are not even asked for.
+    world.login()
+    world.models(tiny={"version": "1.2.0", "max_size": "2 MB"})
+    world.run("lock")
+    world.hub.reset_log()
+    refused = world.build_py("publish", "tiny")
+    assert refused.code == 47
+    assert "the image is at least 3.00 MB unpacked" in refused.err
+    assert world.hub.requests() == []

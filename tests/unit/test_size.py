@@ -198,7 +198,7 @@ def test_the_naive_figure_is_of_these_very_pins(tmp_path: Path) -> None:
     requirements = tmp_path / "requirements.cuda.txt"
     requirements.write_text("torch==1\n")
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    (tmp_path / NAIVE_FILE).write_text(json.dumps({digest: 123, "other": 4}))
+    (tmp_path / NAIVE_FILE).write_text(json.dumps({f"sha256:{digest}": 123, "other": 4}))
     assert naive_size(plan) == 123
     requirements.write_text("torch==2\n")
     assert naive_size(plan) is None
