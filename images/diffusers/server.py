@@ -97,8 +97,9 @@ class Images:
         diffusers_logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = saved_dtype(weights) if device == "cuda" else torch.float32
+        loader: Any = AutoPipelineForText2Image  # of a package without types
         with LoadReport() as report:
-            pipeline = AutoPipelineForText2Image.from_pretrained(
+            pipeline = loader.from_pretrained(
                 str(weights), dtype=dtype, use_safetensors=True, local_files_only=True
             )
         # transformers fills what is missing with random numbers, and diffusers leaves it empty.
