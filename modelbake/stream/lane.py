@@ -23,15 +23,14 @@ from modelbake.errors import (
 )
 from modelbake.manifest import Manifest
 from modelbake.parallel import parallel, pausing
-from modelbake.plan import PLAN_LABEL, BuildPlan
+from modelbake.plan import BuildPlan
 from modelbake.registry import Registry
-from modelbake.registryreply import document_of
 from modelbake.regression import Gate
 from modelbake.reportstore import keep_report
 from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY
-from modelbake.stream.assembly import ORDER, RuntimeImage, choose_order
-from modelbake.stream.flow import TAR_ZSTD
+from modelbake.stream.assembly import RuntimeImage, choose_order
 from modelbake.stream.forecast import Facts
+from modelbake.stream.identity import is_of_plan, plan_digest_of
 from modelbake.stream.layout import LayoutRepository
 from modelbake.stream.publish import (
     Image,
@@ -44,7 +43,7 @@ from modelbake.stream.publish import (
     require_room,
     weights_spec,
 )
-from modelbake.stream.repository import RegistryRepository, Repository, read_document
+from modelbake.stream.repository import RegistryRepository, Repository
 from modelbake.stream.runtimes import build_runtime, find_runtime
 from modelbake.stream.view import TransferView
 from modelbake.versiontag import VersionTag, precedence, released_versions
@@ -153,7 +152,7 @@ class Lane:
                 subject=str(folder),
                 hint=f"`build.py publish {self._plan.name} --output oci:DIR` writes it",
             )
-        if _labels(read_document(layout, manifest.config)).get(PLAN_LABEL) != self._plan_digest:
+        if plan_digest_of(layout, manifest) != self._plan_digest:
             raise LayoutError(
                 "was made of another models.yaml, models.lock or runtime",
                 subject=str(folder),
@@ -236,14 +235,7 @@ class Lane:
         return self._workspace.context(self._plan).digest
 
     def _is_of_this_plan(self, manifest: Manifest) -> bool:
-        """Whether a released image was published by this lane of this very plan, with layers as asked for."""
-        order, spec = _notes(manifest).get(ORDER), self._plan.spec
-        if manifest.is_index or order is None or spec.layer_order not in ("auto", order):
-            return False
-        kinds = {blob.media_type for blob in manifest.layers}
-        if (TAR_ZSTD in kinds) != (spec.compression == "zstd"):
-            return False
-        return _labels(read_document(self.target, manifest.config)).get(PLAN_LABEL) == self._plan_digest
+        return is_of_plan(self.target, manifest, self._plan.spec, self._plan_digest)
 
     def _is_whole(self, manifest: Manifest) -> bool:
         return all(parallel([manifest.config, *manifest.layers], self.target.has, self._jobs))
@@ -377,15 +369,3 @@ class Lane:
 
 def _candidate(manifest: Manifest) -> str:
     return f"candidate-{manifest.digest.removeprefix('sha256:')[:12]}"
-
-
-def _labels(config: bytes) -> Mapping[str, object]:
-    """Return the labels of an image's configuration, as far as it has any."""
-    document = document_of(config).get("config")
-    labels = document.get("Labels") if isinstance(document, dict) else None
-    return labels if isinstance(labels, dict) else {}
-
-
-def _notes(manifest: Manifest) -> Mapping[str, object]:
-    notes = manifest.document().get("annotations")
-    return notes if isinstance(notes, dict) else {}
