@@ -132,7 +132,7 @@ def test_an_engine_pulls_and_runs_it(shown: Shown, other_engine: str, request: p
         shown.world.docker("pull", "--quiet", reference, host=other_engine).ok()
         require_served(shown.world.docker(*RUN, reference, *SERVE, host=other_engine).ok().out)
         history = shown.world.docker("history", "--no-trunc", reference, host=other_engine).ok().out
-        assert "modelbake weights /models/config.json and 3 more" in history, order
+        assert "modelbake weights /models/model.safetensors and 3 more" in history, order
         shown.world.docker("image", "rm", reference, host=other_engine).ok()
 
 
