@@ -183,7 +183,7 @@ def test_an_export_that_is_cut_off_is_an_error() -> None:
         read_image(iter([whole[: len(whole) // 2]]))
 
 
-@pytest.mark.parametrize("compress", COMPRESSED[1:])
+@pytest.mark.parametrize("compress", COMPRESSED[1::2])
 def test_a_compressed_layer_that_is_cut_off_is_an_error(compress: Callable[[bytes], bytes]) -> None:
     layer = compress(tar(PACKAGES))
     with pytest.raises(EngineError, match="exported image"):
