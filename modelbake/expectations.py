@@ -186,7 +186,8 @@ def describe(expected: Any) -> str:
         case Matches():
             return f"text that matches {shorten(expected.matches)}"
         case Cosine():
-            return f"a cosine of at least {expected.at_least:.{_COSINE_DIGITS}g} to golden {shorten(expected.cosine)}"
+            least = f"{expected.at_least:.{_COSINE_DIGITS}g}"
+            return f"a cosine of at least {least} to golden {shorten(expected.cosine)}"
         case Golden():
             return f"golden {shorten(expected.golden)}"
         case Equals():
