@@ -77,9 +77,11 @@ class TestMaxSize:
         assert forecast(replace(facts, released_is_this=True))["too_large"] is None
 
     def test_the_runtime_counts_where_its_size_is_known(self) -> None:
-        most = {"max_size": "67.576 MB"}  # 277 bytes more than the weights
-        assert forecast(facts_of(planned(**most), None))["too_large"] is None, "control"
-        assert "runtime, compressed" in forecast(facts_of(planned(**most), runtime_image()))["too_large"]
+        most = "67.576 MB"  # 277 bytes more than the weights
+        assert forecast(facts_of(planned(max_size=most), None))["too_large"] is None, "control"
+        assert (
+            "runtime, compressed" in forecast(facts_of(planned(max_size=most), runtime_image()))["too_large"]
+        )
 
 
 class TestForecast:
