@@ -206,7 +206,8 @@ def _wrong_packages(file: YamlFile, directory: Path) -> list[Problem]:
         problems += [
             file.problem(
                 ("builds", build),
-                f"{name}:{line}: {quoted(words)} has no --hash; `uv pip compile --generate-hashes` writes them",
+                f"{name}:{line}: {quoted(words)} has no --hash;"
+                " `uv pip compile --generate-hashes` writes them",
             )
             for line, words in unhashed(texts[name])
         ]
