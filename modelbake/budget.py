@@ -30,6 +30,15 @@ def require_size(spec: ModelSpec, size: int, largest: Sequence[tuple[str, int]] 
     )
 
 
+def over_budget(spec: ModelSpec, weights: int, runtime: int | None) -> str | None:
+    """Return what `require_budget` would say, None where it would say nothing."""
+    try:
+        require_budget(spec, weights, runtime)
+    except ImageTooLarge as error:
+        return error.message
+    return None
+
+
 def require_budget(spec: ModelSpec, weights: int, runtime: int | None) -> None:
     """Raise ImageTooLarge where an image cannot but be larger than the model's `max_size`.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,8 +137,8 @@ def difference(wanted: Any, value: Any, goldens: Mapping[str, Any] = _NO_GOLDENS
             return f"{came}; the golden is no vector"
         if len(value) != len(golden):
             return f"a vector of {len(value)} numbers; the golden has {len(golden)}"
-        near = cosine(value, golden)
-        return None if near >= wanted.at_least else f"{near:.6f}"
+        near = _near_to(golden, value)
+        return None if near >= wanted.at_least else f"{near:.{_COSINE_DIGITS}f}"
     if isinstance(wanted, Golden):
         golden = goldens[wanted.golden]
         return None if matches(golden, value) else f"{came}{_apart(golden, value)}"
@@ -186,7 +186,8 @@ def describe(expected: Any) -> str:
         case Matches():
             return f"text that matches {shorten(expected.matches)}"
         case Cosine():
-            return f"a cosine of at least {expected.at_least:g} to golden {shorten(expected.cosine)}"
+            least = f"{expected.at_least:.{_COSINE_DIGITS}g}"
+            return f"a cosine of at least {least} to golden {shorten(expected.cosine)}"
         case Golden():
             return f"golden {shorten(expected.golden)}"
         case Equals():
@@ -226,8 +227,13 @@ def _recorded(wanted: Any, value: Any, goldens: Mapping[str, Any]) -> Any:
     if isinstance(wanted, Cosine):
         golden = goldens.get(wanted.cosine)
         if is_vector(value) and is_vector(golden) and len(value) == len(golden):
-            return {"cosine": round(cosine(value, golden), _COSINE_DIGITS), "length": len(value)}
+            return {"cosine": _near_to(golden, value), "length": len(value)}
     return value if _is_short_json(value) else shorten(value)
+
+
+def _near_to(golden: Sequence[float], value: Sequence[float]) -> float:
+    """Return the cosine to as many digits as mean something: a golden's own rounding is not among them."""
+    return round(cosine(value, golden), _COSINE_DIGITS)
 
 
 def _apart(golden: Any, value: Any) -> str:

@@ -6,11 +6,15 @@ is that of `docker save`: https://github.com/moby/docker-image-spec, a tar of bl
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import posixpath
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +23,21 @@ import zstandard
 
 from modelbake.errors import EngineError
 
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
+_ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to be skipped
 _RECORD = re.compile(r"[^/]+\.dist-info/RECORD")
 _HIDDEN, _OPAQUE = ".wh.", ".wh..wh..opq"
 _LARGEST_DOCUMENT = 32 << 20  # bytes
+_UNREADABLE = (
+    tarfile.TarError,
+    zstandard.ZstdError,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    EOFError,
+    ValueError,
+    RecursionError,  # JSON that is nested too deeply
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ def read_image(chunks: Iterator[bytes]) -> ImageContent:
                             documents[name] = json.loads(content.read())
                     elif (layer := _read_layer(content)) is not None:
                         layers[name] = layer
-    except (tarfile.TarError, zstandard.ZstdError, OSError, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         raise EngineError(f"the exported image cannot be read: {error}") from error
     return _assembled(layers, documents, links)
 
@@ -134,14 +149,11 @@ def _assembled(
 
 def _read_layer(content: io.BufferedReader) -> Layer | None:
     """Read a layer, compressed or not; None for what is no archive."""
-    stream: Any = content
-    if content.peek(4)[:4] == _ZSTD:
-        stream = zstandard.ZstdDecompressor().stream_reader(content)
     files: dict[str, int] = {}
     hidden: set[str] = set()
     records: dict[str, str] = {}
     try:
-        archive = tarfile.open(fileobj=stream, mode="r|*")  # noqa: SIM115
+        archive = tarfile.open(fileobj=_unpacked(content), mode="r|")  # noqa: SIM115
     except tarfile.ReadError:
         return None
     with archive:
@@ -158,6 +170,20 @@ def _read_layer(content: io.BufferedReader) -> Layer | None:
                     read = archive.extractfile(member)
                     records[path] = read.read().decode(errors="replace") if read else ""
     return Layer("", files, frozenset(hidden), records)
+
+
+def _unpacked(content: io.BufferedReader) -> Any:
+    """Return a layer's tar as a file; what was compressed in several parts is read to the last of them."""
+    head = content.peek(6)
+    if head.startswith(_GZIP):
+        return gzip.GzipFile(fileobj=content)
+    if _ZSTD.match(head):
+        return zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True)
+    if head.startswith(_BZIP2):
+        return bz2.BZ2File(content)
+    if head.startswith(_XZ):
+        return lzma.LZMAFile(content)
+    return content
 
 
 def _is_below(path: str, top: str) -> bool:

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from modelbake.errors import RenderError
 
 _NAME = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:$|[\[=<>!~;@ \\])")
+_HASH = re.compile(r"\s--hash[= ]")
+_COMMENT = re.compile(r"(?:^|\s)#.*")
 _CONTINUES = re.compile(r"(?<!\\)(?:\\\\)*\\$")
 
 
@@ -39,6 +41,16 @@ def read_requirements(text: str, subject: str) -> list[Requirement]:
                 subject=f"{subject}:{number}",
                 hint="a file that is cut into layers has lines such as name==1.0 --hash=sha256:...",
             )
+    return found
+
+
+def unhashed(text: str) -> list[tuple[int, str]]:
+    """Return the packages of a requirements file that have no hash: the number of the line, and its words."""
+    found = []
+    for number, entry in _entries(text):
+        lines = [_COMMENT.sub("", line) for line in entry.splitlines()]
+        if not entry.startswith("-") and not _HASH.search(" ".join(lines)):
+            found.append((number, lines[0].strip(" \\")[:60]))
     return found
 
 

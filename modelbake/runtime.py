@@ -10,14 +10,14 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard
 
 from pydantic import Field
 
 from modelbake import grammar, schema
 from modelbake.config import Config, ModelSpec
 from modelbake.errors import ConfigError, RenderError
-from modelbake.requirements import read_requirements
+from modelbake.requirements import read_requirements, unhashed
 from modelbake.scalars import quoted
 from modelbake.validation import Entry, Number, Text, did_you_mean, validate
 from modelbake.yamlfile import KeyPath, Problem, YamlFile, raise_problems, read_yaml
@@ -126,7 +126,7 @@ def read_runtime(directory: Path) -> Runtime:
     file = read_yaml(directory / RUNTIME_FILE)
     serves = not isinstance(file.data, dict) or file.data.get("serves") is not False
     kind = ServerEntry if serves else DataEntry
-    entry = validate(file, kind, [*_missing_files(file, directory), *_idle_layers(file, directory)])
+    entry = validate(file, kind, [*_missing_files(file, directory), *_wrong_packages(file, directory)])
     said = {key: getattr(entry, key) for key in kind.model_fields}
     return Runtime(**{"command": VERIFY_ONLY, **said}, name=directory.name, directory=directory)
 
@@ -186,23 +186,46 @@ def _not_offered(spec: ModelSpec, runtime: Runtime) -> str:
     )
 
 
-def _idle_layers(file: YamlFile, directory: Path) -> list[Problem]:
-    """Return a problem for each pattern in `layers` that names no package of any build."""
+def _wrong_packages(file: YamlFile, directory: Path) -> list[Problem]:
+    """Return the problems of requirements files, and of `layers` where all of these can be read."""
     data = file.data if isinstance(file.data, dict) else {}
     builds, layers = data.get("builds"), data.get("layers")
-    if not isinstance(layers, list) or not isinstance(builds, dict):
+    if not isinstance(builds, dict):
         return []
+    problems, texts = [], {}
+    for build, name in builds.items():
+        if not _is_own_file(directory, name):
+            continue  # others say what is wrong with it
+        try:
+            texts[name] = (directory / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            problems.append(file.problem(("builds", build), f"{quoted(name)} cannot be read: {why}"))
+            continue
+        # The image is built with `pip install --require-hashes`.
+        problems += [
+            file.problem(
+                ("builds", build),
+                f"{name}:{line}: {quoted(words)} has no --hash;"
+                " `uv pip compile --generate-hashes` writes them",
+            )
+            for line, words in unhashed(texts[name])
+        ]
+    if isinstance(layers, list) and texts.keys() == {*map(str, builds.values())}:
+        problems += _idle_layers(file, layers, texts)
+    return problems
+
+
+def _idle_layers(file: YamlFile, layers: list[object], texts: Mapping[str, str]) -> list[Problem]:
+    """Return a problem for each pattern in `layers` that names no package of any requirements file."""
     names: set[str] = set()
-    for requirements in builds.values():
-        with suppress(
-            OSError, UnicodeDecodeError, RenderError, TypeError
-        ):  # others say what is wrong with it
-            text = (directory / requirements).read_text(encoding="utf-8")
-            names |= {entry.name for entry in read_requirements(text, requirements) if entry.name}
+    for name, text in texts.items():
+        with suppress(RenderError):  # `render` says what is wrong with it
+            names |= {entry.name for entry in read_requirements(text, name) if entry.name}
     return [
         file.problem(
             ("layers", number, place),
-            f"no package of {', '.join(map(str, builds.values()))} is called {quoted(pattern)}"
+            f"no package of {', '.join(texts)} is called {quoted(pattern)}"
             f"{did_you_mean(pattern, sorted(names))}",
         )
         for number, patterns in enumerate(layers)
@@ -211,6 +234,14 @@ def _idle_layers(file: YamlFile, directory: Path) -> list[Problem]:
         if isinstance(pattern, str) and grammar.PACKAGE.matches(pattern)
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
+
+
+def _is_own_file(directory: Path, name: object) -> TypeGuard[str]:
+    """Tell whether a value names a file of a runtime's folder that no symbolic link leads out of."""
+    if not isinstance(name, str) or not grammar.FILE.matches(name):
+        return False
+    target = directory / name
+    return target.resolve() == directory.resolve() / name and target.is_file()
 
 
 def _missing_files(file: YamlFile, directory: Path) -> list[Problem]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from modelbake.imagetar import ImageContent
@@ -16,7 +17,7 @@ _CUDA = re.compile(
     r"|nvJitLink|nvToolsExt|nvshmem\w*|nvperf\w*|npp\w*|nvjpeg|nvblas))(?:-[0-9a-f]{6,})?\.so(?P<version>(?:\.\d+)*)"
 )
 _BYTECODE = re.compile(r"(?P<folder>.*/)?__pycache__/(?P<module>[^/.]+)\.[^/]*\.pyc")
-_WEIGHTS = "models/"
+_WEIGHTS, _VENV = "models/", "opt/venv/"
 WEIGHTS, REST = "(weights)", "(everything else)"
 
 
@@ -32,13 +33,15 @@ class Library:
 class Sizes:
     """Bytes of an image, unpacked. `layers` bottom first, with what made them; `packages` by their bytes.
 
-    `packages` also has the weights, and what no package has brought.
+    `packages` also has the weights, and what no package has brought. `installed`: all that the environment
+    of the runtime's packages holds, which leaves out what the base image brings.
     """
 
     total: int
     layers: Sequence[tuple[str, int]]
     packages: Mapping[str, int]
     libraries: Sequence[Library]
+    installed: int
 
     @property
     def duplicates(self) -> list[Library]:
@@ -54,7 +57,9 @@ def sizes_of(image: ImageContent) -> Sizes:
     """Count an image."""
     files = image.files()
     layers = [(_shown(layer.created_by), layer.size) for layer in image.layers]
-    return Sizes(image.size, layers, _by_package(files, image.records(), image.size), cuda_libraries(files))
+    packages = _by_package(files, image.records(), image.size)
+    installed = sum(size for path, size in files.items() if path.startswith(_VENV))
+    return Sizes(image.size, layers, packages, cuda_libraries(files), installed)
 
 
 def cuda_libraries(files: Mapping[str, int]) -> list[Library]:
@@ -73,7 +78,7 @@ def _by_package(files: Mapping[str, int], records: Mapping[str, str], total: int
     for record, text in records.items():
         info = posixpath.dirname(record)
         site, package = posixpath.dirname(info), posixpath.basename(info).removesuffix(".dist-info")
-        for row in csv.reader(text.splitlines()):
+        for row in _rows(text):
             if row:
                 owners.setdefault(posixpath.normpath(posixpath.join(site, row[0])), package.replace("-", " "))
     sums: dict[str, int] = {}
@@ -87,6 +92,12 @@ def _by_package(files: Mapping[str, int], records: Mapping[str, str], total: int
     if hidden := total - sum(sums.values()):
         sums[REST] = sums.get(REST, 0) + hidden
     return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _rows(record: str) -> Iterator[list[str]]:
+    """Yield the rows of a RECORD, up to one that cannot be read: what comes after it no package has."""
+    with suppress(csv.Error):
+        yield from csv.reader(record.splitlines())
 
 
 def _shown(created_by: str) -> str:

@@ -22,7 +22,6 @@ def document(
     naive: int | None,
 ) -> dict[str, Any]:
     """Return the document; sizes in bytes, unpacked. `naive`: the packages without slimming, if known."""
-    packages = {name: size for name, size in sizes.packages.items() if name not in (WEIGHTS, REST)}
     return {
         "model": plan.name,
         "version": plan.version,
@@ -31,7 +30,7 @@ def document(
         "bytes": sizes.total,
         "layers": [{"step": step, "bytes": size} for step, size in sizes.layers],
         "packages": dict(sizes.packages),
-        "installed_bytes": sum(packages.values()),
+        "installed_bytes": sizes.installed,
         "naive_bytes": naive,
         "cuda_libraries": [
             {"name": library.soname, "files": dict(library.files)} for library in sizes.libraries

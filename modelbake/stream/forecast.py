@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from modelbake.budget import over_budget
 from modelbake.manifest import Manifest
 from modelbake.plan import BuildPlan
 from modelbake.stream.assembly import Order, RuntimeImage, choose_order, model_layer
@@ -99,6 +100,9 @@ def forecast(facts: Facts) -> dict[str, Any]:
             for limits in KNOWN
             if (hits := limits.hits(all_sizes)) or limits.serves(facts.host)
         ],
+        "too_large": None
+        if facts.released_is_this
+        else over_budget(plan.spec, plan.locked.size, runtime.size if runtime else None),
         "needs": {
             "disk_bytes": 0,
             "memory_bytes": _MEMORY + facts.jobs * _MEMORY_PER_JOB,
@@ -204,6 +208,8 @@ def in_words(told: dict[str, Any], host: str) -> list[str]:
     largest = max((layer["bytes"] for layer in layers), default=0)
     if own and (rate := own.slowest([largest])):
         lines.append(f"limit      {own.name}: the largest layer has to be sent with {rate / 1e6:.1f} MB/s")
+    if told["too_large"]:
+        lines.append(f"limit      models.yaml: {told['too_large']}  <- `publish` refuses it")
     needs = told["needs"]
     host_disk = f", a host's disk {_mb(needs['host_disk_bytes'])}" if needs["host_disk_bytes"] else ""
     lines.append(f"needs      no disk here, about {_mb(needs['memory_bytes'])} of memory{host_disk}")

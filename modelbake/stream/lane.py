@@ -41,11 +41,13 @@ from modelbake.stream.publish import (
     recall_layer,
     recall_layers,
     require_room,
+    require_taken,
     weights_spec,
 )
 from modelbake.stream.repository import RegistryRepository, Repository
 from modelbake.stream.runtimes import build_runtime, find_runtime
 from modelbake.stream.view import TransferView
+from modelbake.stream.weights import size_without_weights
 from modelbake.versiontag import VersionTag, precedence, released_versions
 
 if TYPE_CHECKING:
@@ -159,12 +161,20 @@ class Lane:
                 hint=f"`build.py publish {self._plan.name} --output oci:DIR` writes it again",
             )
         released = self._tag(lambda found: found.digest == manifest.digest).current()
+        if not released:
+            self._require_fit(manifest)
         engine = None if candidate_only or released else self._engine_for_smoke()
         sent = copy_image(manifest, layout, self.target, _candidate(manifest), self._jobs, self._stop)
         if released:
             self._retake_goldens(manifest)
             return self._reference(manifest)
         return self._finish(manifest, engine, sent, layers_from=str(folder))
+
+    def _require_fit(self, manifest: Manifest) -> None:
+        """Raise RegistryLimit, ImageTooLarge where the layers of an image cannot be published so."""
+        plan, sizes = self._plan, [layer.size for layer in manifest.layers]
+        require_taken(sizes, plan.name, self._registry.host)
+        require_budget(plan.spec, plan.locked.size, size_without_weights(manifest))
 
     def write_layout(self, folder: Path) -> str:
         """Write the image to an OCI layout; return `oci:DIR@sha256:...`."""

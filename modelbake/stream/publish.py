@@ -84,11 +84,16 @@ def weights_spec(plan: BuildPlan, runtime: RuntimeImage | None) -> WeightsSpec:
 
 def require_room(spec: WeightsSpec, host: str) -> None:
     """Raise RegistryLimit where the registry is known to refuse a layer of this size, or so many. Pure."""
+    require_taken([WeightLayer(group).size for group in spec.groups], spec.locked.name, host)
+
+
+def require_taken(sizes: Sequence[int], name: str, host: str) -> None:
+    """Raise RegistryLimit where the registry is known to refuse layers of these bytes. Pure."""
     limits = limits_of(host)
-    if limits and (hits := limits.hits([WeightLayer(group).size for group in spec.groups])):
+    if limits and (hits := limits.hits(sizes)):
         raise RegistryLimit(
             f"{limits.name} would refuse this image: {'; '.join(hits)}",
-            subject=spec.locked.name,
+            subject=name,
             hint="a file is never cut: save the model in smaller shards, or use another registry",
         )
 

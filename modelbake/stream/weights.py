@@ -106,6 +106,16 @@ def recalled(
     return tuple(found)
 
 
+def size_without_weights(manifest: Manifest) -> int | None:
+    """Return the bytes of an image's other layers; None where it does not say which ones the weights are."""
+    blobs, others = manifest.layers, []
+    for blob, entry in zip(blobs, manifest.document()["layers"], strict=True):
+        notes = entry.get("annotations")
+        if not isinstance(notes, dict) or GROUP not in notes:
+            others.append(blob.size)
+    return sum(others) if len(others) < len(blobs) else None
+
+
 def data_image(
     layers: Sequence[StoredLayer], locked: LockedModel | None, platform: Mapping[str, str]
 ) -> tuple[bytes, Manifest]:

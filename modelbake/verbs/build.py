@@ -29,6 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print `NAME sha256:...`, the image id, for each built model."""
     from modelbake import engine as engines
+    from modelbake.budget import require_budget
     from modelbake.buildkit.solve import build
     from modelbake.buildview import BuildView
     from modelbake.credentials import Secret
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
 
     specs = workspace.config.select(args.names, all=args.all)
     plans = {spec.name: workspace.plan(spec) for spec in specs}
+    for spec in specs:
+        require_budget(spec, plans[spec.name].locked.size, None)
     secrets = build_secrets(args)
     for secret in secrets.values():
         output.redactor.add(secret)

@@ -54,7 +54,11 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
 
 
 def _check_locked(config: Config, workspace: Workspace, output: Output) -> None:
-    """Judge the models whose lock is of this models.yaml; of the others `lock` has to find out first."""
+    """Judge the models whose lock is of this models.yaml; of the others `lock` has to find out first.
+
+    Raises UnfitModel, and ImageTooLarge for the first whose weights alone are more than its `max_size`.
+    """
+    from modelbake.budget import require_budget
     from modelbake.fitness import Evidence, warnings
     from modelbake.lock import intent_changes
 
@@ -64,6 +68,8 @@ def _check_locked(config: Config, workspace: Workspace, output: Output) -> None:
         if name in workspace.lock.models and not intent_changes(spec, workspace.lock.models[name])
     }
     workspace.require_fit(locked)
+    for name in locked:
+        require_budget(config.models[name], workspace.lock.models[name].size, None)
     for name, evidence in locked.items():
         for warning in warnings(config.models[name], evidence):
             output.event("code_among_weights", warning, level="warning", model=name)

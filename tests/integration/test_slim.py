@@ -174,11 +174,11 @@ def test_a_library_that_a_base_and_a_wheel_both_bring_is_named(engine: Engine, t
 
 def test_an_image_that_is_too_large_gets_no_tag(world: World) -> None:
     world.repo("acme/tiny", {"config.json": b'{"kind": "tiny"}\n', "model.safetensors": b"\3" * 3_000_000})
-    world.models(tiny={"max_size": "2.5 MB"})
+    world.models(tiny={"max_size": "3.1 MB"})
     world.run("lock")
     refused = world.build_py("build", "tiny")
     assert refused.code == 47
-    assert "more than `max_size: 2.5 MB`; the largest: (everything else)" in refused.err
+    assert "more than `max_size: 3.1 MB`; the largest: (everything else)" in refused.err
     assert ", (weights) 3.00 MB" in refused.err
     assert world.docker("image", "ls", "--quiet", "modelbake/tiny").out == ""
 

@@ -14,6 +14,9 @@ import pytest
 
 from modelbake import errors
 from modelbake.cli import VERBS
+from modelbake.lock import Lock, LockedFile, LockedModel
+from modelbake.lockfile import write_lock
+from modelbake.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODELS = """\
@@ -201,3 +204,24 @@ def test_locking_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
     running = [subprocess.Popen([sys.executable, "-c", program, name, str(path)], cwd=ROOT) for name in names]
     assert [each.wait() for each in running] == [0] * len(names)
     assert sorted(json.loads(path.read_text())["models"]) == names
+
+
+@pytest.mark.parametrize("verb", [["check"], ["build", "m"], ["build", "--all"]])
+def test_locked_weights_that_cannot_fit_are_refused_before_an_engine_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+
+    def run(most: str) -> subprocess.CompletedProcess[str]:
+        entry = {"version": "1.0.0", "source": "hf://a/b", "runtime": "weights", "max_size": most}
+        text = json.dumps({"registry": "r.example.com/ml", "models": {"m": entry}})
+        (tmp_path / "models.yaml").write_text(text)
+        spec = Workspace(tmp_path / "models.yaml").config.models["m"]
+        files = [LockedFile("model.safetensors", 15 * 10**9, "ab" * 32)]
+        write_lock(tmp_path / "models.lock", Lock({"m": LockedModel.of(spec, "c" * 40, files)}))
+        return _run(tmp_path, *verb)
+
+    refused = run("1 GB")
+    assert refused.returncode == errors.ImageTooLarge.exit_code, refused.stderr
+    assert "m 1.0.0: the image is at least 15.00 GB unpacked" in refused.stderr
+    assert "at least" not in run("16 GB").stderr, "control"

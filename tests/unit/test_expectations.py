@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelbake.config import CheckSpec
 from modelbake.expectations import Answer, describe, difference, judge, matches, shorten
 from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches
+from modelbake.golden_update import taken
 from modelbake.validation import Entry
 from modelbake.vectors import cosine, is_vector
 
@@ -232,6 +234,7 @@ def test_what_each_word_takes(wanted: object, value: object, came: str | None) -
         (Between(at_most=2.5), "at most 2.5"),
         (Between(at_least=1.0, at_most=2.0), "1 to 2"),
         (Cosine(cosine="hello"), 'a cosine of at least 0.999 to golden "hello"'),
+        (Cosine(cosine="hello", at_least=0.9999999), 'a cosine of at least 0.9999999 to golden "hello"'),
         (Golden(golden="greeting"), 'golden "greeting"'),
     ],
 )
@@ -266,6 +269,20 @@ def test_every_vector_points_where_it_points(vector: list[float]) -> None:
         assert cosine(vector, [-x for x in vector]) == pytest.approx(-1.0)
     else:
         assert not any(vector)
+
+
+@given(st.lists(st.floats(-1, 1).map(lambda x: round(x, 12)), min_size=1, max_size=400))
+def test_a_vector_is_as_near_as_can_be_to_its_own_golden(vector: list[float]) -> None:
+    wanted = Cosine(cosine="v", at_least=1.0)
+    check = CheckSpec(name="embed", method="GET", path="/x", expect={"v": wanted})
+    golden = taken(check, answer({"v": vector}))
+    if is_vector(vector):
+        assert difference(wanted, vector, golden) is None
+
+
+def test_a_vector_that_is_a_little_apart_is_not_the_golden() -> None:
+    said = difference(Cosine(cosine="v", at_least=1.0), [1.0, 1e-4], {"v": [1.0, 0.0]})
+    assert said == "0.999999995"
 
 
 @given(

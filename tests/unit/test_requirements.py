@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelbake.errors import RenderError
-from modelbake.requirements import normalised, read_requirements, split_requirements
+from modelbake.requirements import normalised, read_requirements, split_requirements, unhashed
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
 TEXT = """\
@@ -50,6 +50,13 @@ def test_a_file_of_one_layer_stays_as_it_is(layers: list[list[str]]) -> None:
 def test_what_has_no_name_is_refused_with_its_place(line: str) -> None:
     with pytest.raises(RenderError, match=rf"^r\.txt:3: .*{re.escape(line)[:20]}"):
         split_requirements(f"a==1 \\\n  --hash=x\n{line}\n", [["a"]], "r.txt")
+
+
+def test_packages_without_a_hash_are_found() -> None:
+    assert unhashed(TEXT) == [(10, "last==1")]
+    assert unhashed("a==1  # --hash=sha256:aa\n-r b.txt\nc==1 --hash sha256:cc\n") == [(1, "a==1")]
+    for path in sorted(IMAGES.glob("*/requirements*.txt")):
+        assert unhashed(path.read_text()) == []
 
 
 def test_names_are_compared_as_indexes_do() -> None:

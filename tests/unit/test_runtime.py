@@ -40,8 +40,12 @@ def written(images: Path, folder: str = "embeddings", /, **keys: str | None) -> 
     (directory / "lib").mkdir(parents=True)
     for file in ("server.py", "lib/pooling.py"):
         (directory / file).write_text("")
-    (directory / "requirements.cuda.txt").write_text("torch==1 --hash=sha256:aa\nnvidia-x==1\n")
-    (directory / "requirements.cpu.txt").write_text("torch==1+cpu\nWeb_Server==2\n")
+    (directory / "requirements.cuda.txt").write_text(
+        "torch==1 --hash=sha256:aa\nnvidia-x==1 --hash=sha256:bb\n"
+    )
+    (directory / "requirements.cpu.txt").write_text(
+        "torch==1+cpu --hash=sha256:cc\nWeb_Server==2 \\\n  --hash=sha256:dd\n"
+    )
     entries = {**GOOD, **keys}
     text = "".join(f"{key}: {value}\n" for key, value in entries.items() if value is not None)
     (directory / "runtime.yaml").write_text(text)
@@ -164,6 +168,29 @@ def test_runtimes_are_the_folders_with_a_runtime_file(tmp_path: Path) -> None:
 def test_each_wrong_value_is_reported(tmp_path: Path, key: str, value: str | None, line: str) -> None:
     written(tmp_path, **{key: value})
     assert refused(tmp_path) == [f"embeddings/runtime.yaml:{line}"]
+
+
+@pytest.mark.parametrize("layers", [None, "[[absent]]"])
+@pytest.mark.parametrize("name", ['"a\\0"', "../outside.txt", "absent.txt", "1", "lib", "link.txt"])
+def test_a_file_name_that_is_wrong_is_one_problem(tmp_path: Path, name: str, layers: str | None) -> None:
+    (tmp_path / "outside.txt").write_text("torch>=2\n")
+    directory = written(tmp_path, builds=f"{{cuda: {name}}}", layers=layers)
+    (directory / "link.txt").symlink_to(tmp_path / "outside.txt")
+    (said,) = refused(tmp_path)
+    assert said.startswith("embeddings/runtime.yaml:3:16: builds.cuda: ")
+    assert "torch" not in said
+
+
+def test_a_package_without_a_hash_is_refused_with_its_place(tmp_path: Path) -> None:
+    directory = written(tmp_path)
+    requirements = directory / "requirements.cpu.txt"
+    requirements.write_text("# ours\na==1 --hash=sha256:aa\ntorch>=2 \\\n  # --hash=sha256:bb\nb==1\n")
+    where = "embeddings/runtime.yaml:3:44: builds.cpu: requirements.cpu.txt"
+    remedy = "has no --hash; `uv pip compile --generate-hashes` writes them"
+    assert refused(tmp_path) == [f'{where}:3: "torch>=2" {remedy}', f'{where}:5: "b==1" {remedy}']
+    requirements.write_bytes(b"\xff")
+    (said,) = refused(tmp_path)
+    assert said.endswith('builds.cpu: "requirements.cpu.txt" cannot be read: it is not UTF-8 text')
 
 
 def test_an_unpinned_base_says_how_to_pin_it(tmp_path: Path) -> None:
@@ -370,6 +397,12 @@ def test_the_runtimes_of_this_repository_serve_the_example() -> None:
     for name in list_runtimes(images):
         assert load_runtime(images, name).name == name
     check_runtimes(load_config(ROOT / "models.yaml"), images)
+
+
+def test_the_runtimes_that_are_not_slimmed_are_said_to_be_so() -> None:
+    said = re.findall(r"^Runtime `(\w+)` has no rules of its own", (ROOT / "docs/slim.md").read_text(), re.M)
+    runtimes = [load_runtime(ROOT / "images", name) for name in list_runtimes(ROOT / "images")]
+    assert said == [each.name for each in runtimes if each.layers and not each.slim.model_fields_set]
 
 
 @settings(deadline=None)  # a busy machine is not a defect

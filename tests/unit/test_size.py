@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,8 +73,21 @@ PACKAGES = {
 TOP = {"models/model.safetensors": b"w" * 9000, "etc/.wh.os-release": b""}
 
 
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.ZstdCompressor().compress])
-def test_an_image_is_counted_by_layer_and_by_package(compress: type[bytes]) -> None:
+def in_two(compress: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """Return what compresses in two parts, as parallel ones do; the first ends where a file does."""
+    return lambda data: compress(data[:1024]) + compress(data[1024:])
+
+
+zstd = zstandard.ZstdCompressor().compress
+SKIPPED = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"abcd"
+COMPRESSED = [
+    bytes,
+    *(each for one in (gzip.compress, zstd, bz2.compress, lzma.compress) for each in (one, in_two(one))),
+]
+
+
+@pytest.mark.parametrize("compress", [*COMPRESSED, lambda data: SKIPPED + zstd(data)])
+def test_an_image_is_counted_by_layer_and_by_package(compress: Callable[[bytes], bytes]) -> None:
     layers = [compress(tar(files)) for files in (BOTTOM, PACKAGES, TOP)]
     history: list[Mapping[str, object]] = [
         {"created_by": "/bin/sh -c #(nop) ADD base in /"},
@@ -168,6 +183,38 @@ def test_an_export_that_is_cut_off_is_an_error() -> None:
         read_image(iter([whole[: len(whole) // 2]]))
 
 
+@pytest.mark.parametrize("compress", COMPRESSED[1::2])
+def test_a_compressed_layer_that_is_cut_off_is_an_error(compress: Callable[[bytes], bytes]) -> None:
+    layer = compress(tar(PACKAGES))
+    with pytest.raises(EngineError, match="exported image"):
+        read_image(exported([layer[: len(layer) // 2]]))
+
+
+def test_json_that_is_nested_too_deeply_is_an_error() -> None:
+    with pytest.raises(EngineError, match="exported image cannot be read"):
+        read_image(exported([tar(BOTTOM)], attestation=b"[" * 100_000))
+    assert read_image(exported([tar(BOTTOM)], attestation=b"[" * 9 + b"]" * 9)).size == 1000, "control"
+
+
+def test_a_record_that_cannot_be_read_leaves_its_files_without_a_package() -> None:
+    files = {f"{SITE}/heavy/a.py": b"a" * 10, f"{SITE}/heavy/lib.so": b"l" * 5000}
+    rows = "heavy/a.py,,\n{}heavy/lib.so,,\n"
+    for between, owned in (("", 5010), (f"{'y' * 200_000},,\n", 10)):
+        record = rows.format(between).encode()
+        sizes = sizes_of(read_image(exported([tar({**files, RECORD[0]: record})])))
+        assert sizes.packages["heavy 1.0"] == owned
+        assert sizes.total == sum(sizes.packages.values()) == 5010 + len(record)
+
+
+def test_what_the_base_image_brings_is_none_of_the_installed() -> None:
+    pip = "usr/local/lib/python3.11/site-packages"
+    base = {f"{pip}/pip/a.py": b"p" * 400, f"{pip}/pip-24.0.dist-info/RECORD": b"pip/a.py,,\n"}
+    packages = {f"./{SITE}/heavy/a.py": b"a" * 10, "opt/venv/bin/heavy": b"#!x", "opt/venvs/b": b"b"}
+    sizes = sizes_of(read_image(exported([tar(base), tar(packages)])))
+    assert sizes.packages["pip 24.0"] == 400
+    assert sizes.installed == 13
+
+
 # --- what is said of it -----------------------------------------------------------------------------------
 
 
@@ -178,7 +225,7 @@ def test_the_table_names_layers_packages_duplicates_and_what_changed() -> None:
     told = document(plan, "sha256:1", now, ("0.9.0", then), 10_000)
     assert json.loads(json.dumps(told)) == told
     assert told["duplicates"] == ["libcudart.so.12"]
-    assert told["installed_bytes"] == now.packages["heavy 1.0"]
+    assert told["installed_bytes"] == sum(map(len, PACKAGES.values()))
     assert told["previous"]["packages"]["heavy"] == now.packages["heavy 1.0"]
     assert told["previous"]["packages"][WEIGHTS] == 8900
     text = "\n".join(in_words(told))

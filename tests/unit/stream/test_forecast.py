@@ -67,6 +67,23 @@ def changed(plan: BuildPlan, *paths: str) -> BuildPlan:
     return replace(plan, locked=replace(plan.locked, files=files))
 
 
+class TestMaxSize:
+    def test_what_publish_would_refuse_is_said(self) -> None:
+        facts = facts_of(planned(max_size="67 MB"), None)
+        told = forecast(facts)
+        assert told["too_large"].startswith("the image is at least 67.58 MB unpacked, 575.72 kB more than")
+        (line,) = [line for line in in_words(told, "r.io") if "models.yaml" in line]
+        assert line.startswith("limit      models.yaml: the image is at least")
+        assert forecast(replace(facts, released_is_this=True))["too_large"] is None
+
+    def test_the_runtime_counts_where_its_size_is_known(self) -> None:
+        most = "67.576 MB"  # 277 bytes more than the weights
+        assert forecast(facts_of(planned(max_size=most), None))["too_large"] is None, "control"
+        assert (
+            "runtime, compressed" in forecast(facts_of(planned(max_size=most), runtime_image()))["too_large"]
+        )
+
+
 class TestForecast:
     def test_nothing_is_there_yet(self) -> None:
         plan = planned()

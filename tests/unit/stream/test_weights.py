@@ -24,6 +24,7 @@ from modelbake.stream.weights import (
     image_manifest,
     media_type_of,
     recalled,
+    size_without_weights,
     weights_tag,
 )
 from tests.unit.planning import planned
@@ -189,3 +190,12 @@ def test_a_plans_groups_have_tags_that_a_registry_takes() -> None:
         for group in plan.groups:
             assert re.fullmatch(TAG, group_tag(group, compression))
         assert re.fullmatch(TAG, weights_tag(plan.groups, compression, "arm64"))
+
+
+@pytest.mark.parametrize("notes", [None, {}, {"other": "x"}, "text"])
+def test_what_an_image_has_besides_its_weights_is_added_up(notes: Any) -> None:
+    runtime = {"mediaType": TAR, "digest": "sha256:" + "1" * 64, "size": 700}
+    runtime |= {} if notes is None else {"annotations": notes}
+    entries = [layer.descriptor for layer in layers()]
+    assert size_without_weights(image_manifest(b"{}", [runtime, *entries, runtime], {})) == 1400
+    assert size_without_weights(image_manifest(b"{}", [runtime], {})) is None
