@@ -59,8 +59,11 @@ class _Entry(Entry):
     slim: SlimEntry = Field(default_factory=SlimEntry)
     app: tuple[File, ...] = Field(default=(), strict=False)
     env: schema.Environment = Field(default_factory=dict)
-    # What it cannot serve without: each need with the names or patterns ('*' within a folder) that meet it.
+    # What it cannot serve without: each need with the names or patterns that meet it ('*' within a folder,
+    # `**/` for any number of folders).
     needs: dict[Annotated[str, Text(grammar.NEED)], Needed] = Field(default_factory=dict)
+    # Those of `needs` that it takes once: in one file, or in all parts of one.
+    single: tuple[Annotated[str, Text(grammar.NEED)], ...] = Field(default=(), strict=False)
     # Of the `architectures` in config.json, what it can load; empty: anything.
     architectures: tuple[Annotated[str, Text(grammar.CLASS)], ...] = Field(default=(), strict=False)
     serves: bool = True
@@ -126,7 +129,8 @@ def read_runtime(directory: Path) -> Runtime:
     file = read_yaml(directory / RUNTIME_FILE)
     serves = not isinstance(file.data, dict) or file.data.get("serves") is not False
     kind = ServerEntry if serves else DataEntry
-    entry = validate(file, kind, [*_missing_files(file, directory), *_idle_layers(file, directory)])
+    others = [*_missing_files(file, directory), *_idle_layers(file, directory), *_idle_single(file)]
+    entry = validate(file, kind, others)
     said = {key: getattr(entry, key) for key in kind.model_fields}
     return Runtime(**{"command": VERIFY_ONLY, **said}, name=directory.name, directory=directory)
 
@@ -210,6 +214,20 @@ def _idle_layers(file: YamlFile, directory: Path) -> list[Problem]:
         for place, pattern in enumerate(patterns)
         if isinstance(pattern, str) and grammar.PACKAGE.matches(pattern)
         if not any(fnmatchcase(name, pattern) for name in names)
+    ]
+
+
+def _idle_single(file: YamlFile) -> list[Problem]:
+    """Return a problem for each word in `single` that is none of `needs`."""
+    data = file.data if isinstance(file.data, dict) else {}
+    needs, single = data.get("needs", {}), data.get("single")
+    if not isinstance(single, list) or not isinstance(needs, dict):
+        return []
+    known = [need for need in needs if isinstance(need, str)]
+    return [
+        file.problem(("single", place), f"{quoted(need)} is none of `needs`{did_you_mean(need, known)}")
+        for place, need in enumerate(single)
+        if isinstance(need, str) and grammar.NEED.matches(need) and need not in known
     ]
 
 

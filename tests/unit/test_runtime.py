@@ -87,15 +87,17 @@ def test_only_what_has_to_be_said_has_to_be_said(tmp_path: Path) -> None:
     written(tmp_path, builds=None, app=None, env=None)
     runtime = load_runtime(tmp_path, "embeddings")
     assert (runtime.builds, runtime.app, runtime.env) == ({}, (), {})
-    assert (runtime.needs, runtime.architectures) == ({}, ())
+    assert (runtime.needs, runtime.single, runtime.architectures) == ({}, (), ())
     assert runtime.offers("cuda")
     assert runtime.offers("cpu")
 
 
 def test_what_a_runtime_needs_is_read(tmp_path: Path) -> None:
-    written(tmp_path, needs='{chat template: [a.jinja, "*/b.json"]}', architectures='["*ForCausalLM"]')
+    needs = '{chat template: [a.jinja, "*/b.json"]}'
+    written(tmp_path, needs=needs, single="[chat template]", architectures='["*ForCausalLM"]')
     runtime = load_runtime(tmp_path, "embeddings")
     assert runtime.needs == {"chat template": ("a.jinja", "*/b.json")}
+    assert runtime.single == ("chat template",)
     assert runtime.architectures == ("*ForCausalLM",)
 
 
@@ -143,6 +145,8 @@ def test_runtimes_are_the_folders_with_a_runtime_file(tmp_path: Path) -> None:
         ("needs", "{tokenizer: [/a]}",
          "9:21: needs.tokenizer[0]: expected a relative file name pattern such as *.safetensors, got \"/a\";"
          " patterns are relative to the repository: leave the first '/' or './' out"),
+        ("single", "[weights]", '9:10: single[0]: "weights" is none of `needs`'),
+        ("single", "weights", '9:9: single: expected a list, got "weights"; write ["weights"]'),
         ("architectures", "[A-B]",
          "9:17: architectures[0]: expected a class name or its pattern, such as *ForCausalLM, got \"A-B\""),
         ("layers", "[torch]", '9:10: layers[0]: expected a list, got "torch"; write ["torch"]'),
