@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from modelbake.errors import RenderError
 
 _NAME = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:$|[\[=<>!~;@ \\])")
+_COMMENT = re.compile(r"(?:^|\s)#.*$", re.M)
+_HASH = re.compile(r"\s--hash(?:=|\s+)sha(?:256|384|512):")
 _CONTINUES = re.compile(r"(?<!\\)(?:\\\\)*\\$")
 
 
@@ -40,6 +42,15 @@ def read_requirements(text: str, subject: str) -> list[Requirement]:
                 hint="a file that is cut into layers has lines such as name==1.0 --hash=sha256:...",
             )
     return found
+
+
+def unhashed(text: str) -> list[tuple[int, str]]:
+    """Return the entries that no hash pins, each with its line number: pip is told to refuse them."""
+    return [
+        (number, _COMMENT.sub("", entry).strip().removesuffix("\\").strip())
+        for number, entry in _entries(text)
+        if not entry.startswith("-") and not _HASH.search(_COMMENT.sub("", entry))
+    ]
 
 
 def split_requirements(text: str, layers: Sequence[Sequence[str]], subject: str) -> tuple[str, ...]:

@@ -17,14 +17,14 @@ from pydantic import Field
 from modelbake import grammar, schema
 from modelbake.config import Config, ModelSpec
 from modelbake.errors import ConfigError, RenderError
-from modelbake.requirements import read_requirements
+from modelbake.requirements import read_requirements, unhashed
 from modelbake.scalars import quoted
 from modelbake.validation import Entry, Number, Text, did_you_mean, validate
 from modelbake.yamlfile import KeyPath, Problem, YamlFile, raise_problems, read_yaml
 
 Build = Literal["cuda", "cpu"]
 RUNTIME_FILE = "runtime.yaml"
-# What start.py takes in place of a server's command.
+# What start.py takes in place of a server's command; it compares everything, whatever `verify:` says.
 VERIFY_ONLY = ("--verify",)
 
 File = Annotated[str, Text(grammar.FILE)]
@@ -129,7 +129,8 @@ def read_runtime(directory: Path) -> Runtime:
     file = read_yaml(directory / RUNTIME_FILE)
     serves = not isinstance(file.data, dict) or file.data.get("serves") is not False
     kind = ServerEntry if serves else DataEntry
-    others = [*_missing_files(file, directory), *_idle_layers(file, directory), *_idle_single(file)]
+    others = [*_missing_files(file, directory), *_unhashed(file, directory)]
+    others += [*_idle_layers(file, directory), *_idle_single(file)]
     entry = validate(file, kind, others)
     said = {key: getattr(entry, key) for key in kind.model_fields}
     return Runtime(**{"command": VERIFY_ONLY, **said}, name=directory.name, directory=directory)
@@ -188,6 +189,34 @@ def _not_offered(spec: ModelSpec, runtime: Runtime) -> str:
         f"`device: {spec.device}` needs the {build_of(spec)} build, and runtime {runtime.name} offers"
         f" only {' and '.join(runtime.builds)}; write {devices}"
     )
+
+
+def _unhashed(file: YamlFile, directory: Path) -> list[Problem]:
+    """Return a problem for each requirements file with a package that no hash pins: it is not installed."""
+    data = file.data if isinstance(file.data, dict) else {}
+    builds = data.get("builds")
+    problems = []
+    for build, name in builds.items() if isinstance(builds, dict) else ():
+        if not isinstance(name, str) or not grammar.FILE.matches(name):
+            continue  # the grammar's own error says so
+        path = directory / name
+        if path.resolve() != directory.resolve() / name or not path.is_file():
+            continue  # _missing_files says so
+        try:
+            found = unhashed(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue  # who needs what it says tells what is wrong with it
+        if found:
+            number, entry = found[0]
+            more = f" (nor have {len(found) - 1} more)" if len(found) > 1 else ""
+            # The address of a package may have a password.
+            what = entry.split("://")[0][:80]
+            words = (
+                f"{name}:{number}: {quoted(what)} has no --hash=sha256:...{more}, and nothing is installed"
+                " without one; `uv pip compile --generate-hashes` writes them"
+            )
+            problems.append(file.problem(("builds", build), words))
+    return problems
 
 
 def _idle_layers(file: YamlFile, directory: Path) -> list[Problem]:

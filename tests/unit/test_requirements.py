@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelbake.errors import RenderError
-from modelbake.requirements import normalised, read_requirements, split_requirements
+from modelbake.requirements import normalised, read_requirements, split_requirements, unhashed
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
 TEXT = """\
@@ -50,6 +50,26 @@ def test_a_file_of_one_layer_stays_as_it_is(layers: list[list[str]]) -> None:
 def test_what_has_no_name_is_refused_with_its_place(line: str) -> None:
     with pytest.raises(RenderError, match=rf"^r\.txt:3: .*{re.escape(line)[:20]}"):
         split_requirements(f"a==1 \\\n  --hash=x\n{line}\n", [["a"]], "r.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("torch>=2\n", [(1, "torch>=2")]),
+        ("# a\n\ntorch==2 \\\n    # via x\n", [(3, "torch==2")]),
+        ("torch==2  # --hash=sha256:aa\n", [(1, "torch==2")]),
+        ("torch==2 --hash=md5:aa\n", [(1, "torch==2 --hash=md5:aa")]),
+        ("a==1 --hash=sha256:aa\nb==1\nc @ https://example.com/c.whl\n",
+         [(2, "b==1"), (3, "c @ https://example.com/c.whl")]),
+        ("--index-url https://example.com\na==1 --hash=sha256:aa # x\n", []),
+        ("a==1 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n    # via x\n", []),
+        ("a==1 ; python_version > '3' --hash sha512:aa\n", []),
+        ("https://example.com/a.whl#sha256=aa --hash=sha256:aa\n", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_what_no_hash_pins_is_found_with_its_line(text: str, found: list[tuple[int, str]]) -> None:
+    assert unhashed(text) == found
 
 
 def test_names_are_compared_as_indexes_do() -> None:

@@ -40,8 +40,10 @@ def written(images: Path, folder: str = "embeddings", /, **keys: str | None) -> 
     (directory / "lib").mkdir(parents=True)
     for file in ("server.py", "lib/pooling.py"):
         (directory / file).write_text("")
-    (directory / "requirements.cuda.txt").write_text("torch==1 --hash=sha256:aa\nnvidia-x==1\n")
-    (directory / "requirements.cpu.txt").write_text("torch==1+cpu\nWeb_Server==2\n")
+    pins = {"cuda": ("torch==1", "nvidia-x==1"), "cpu": ("torch==1+cpu", "Web_Server==2")}
+    for build, names in pins.items():
+        text = "".join(f"{name} --hash=sha256:aa\n" for name in names)
+        (directory / f"requirements.{build}.txt").write_text(text)
     entries = {**GOOD, **keys}
     text = "".join(f"{key}: {value}\n" for key, value in entries.items() if value is not None)
     (directory / "runtime.yaml").write_text(text)
@@ -175,6 +177,23 @@ def test_an_unpinned_base_says_how_to_pin_it(tmp_path: Path) -> None:
     (said,) = refused(tmp_path)
     assert said.startswith("embeddings/runtime.yaml:2:7: base: expected an image pinned by its digest")
     assert said.endswith("shows the digest: write python:3.11@sha256:...")
+
+
+def test_a_package_without_a_hash_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    directory = written(tmp_path)
+    (directory / "requirements.cpu.txt").write_text("# mine\nweb==1 --hash=sha256:aa\ntorch>=2\nnumpy\n")
+    assert refused(tmp_path) == [
+        'embeddings/runtime.yaml:3:44: builds.cpu: requirements.cpu.txt:3: "torch>=2" has no'
+        " --hash=sha256:... (nor have 1 more), and nothing is installed without one;"
+        " `uv pip compile --generate-hashes` writes them"
+    ]
+    (directory / "requirements.cpu.txt").write_text("a @ https://me:s3cret@example.com/a.whl\n")
+    (line,) = refused(tmp_path)
+    assert '"a @ https" has no --hash' in line and "s3cret" not in line
+    (directory / "requirements.cpu.txt").write_text("torch==2 --hash=sha256:aa\n")
+    assert load_runtime(tmp_path, "embeddings").builds, "control"
+    (directory / "requirements.cpu.txt").write_bytes(b"\xff")
+    assert load_runtime(tmp_path, "embeddings").builds, "who reads it says that it is no text"
 
 
 def test_a_file_behind_a_link_is_refused(tmp_path: Path) -> None:
