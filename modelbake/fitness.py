@@ -46,6 +46,7 @@ def objections(
 ) -> list[Objection]:
     """Return everything that keeps the model from being served. `others` are named if they could serve it."""
     found = pickle_objections(spec, evidence.files)
+    found += _too_many(spec, runtime, evidence)
     for each in [*_lacking(spec, runtime, evidence), *_wrong_configuration(spec, runtime, evidence)]:
         # Where a pattern leaves out what is needed, another runtime is no remedy.
         able = "" if each.key in ("include", "exclude") else _able(runtime, others, evidence)
@@ -73,9 +74,19 @@ def warnings(spec: ModelSpec, evidence: Evidence) -> list[str]:
 
 
 def holds(path: str, pattern: str) -> bool:
-    """Tell whether a path is of a need's pattern; unlike in `include`, '*' stays within its folder."""
-    names, patterns = path.split("/"), pattern.split("/")
-    return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
+    """Tell whether a path is of a need's pattern.
+
+    Unlike in `include`, '*' stays within its folder; `**/` stands for any number of folders.
+    """
+    return _fits(path.split("/"), pattern.split("/"))
+
+
+def _fits(names: list[str], patterns: list[str]) -> bool:
+    if not (names and patterns):
+        return names == patterns
+    if patterns[0] == "**" and len(patterns) > 1:
+        return any(_fits(names[depth:], patterns[1:]) for depth in range(len(names)))
+    return fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
 
 
 def selects(pattern: str, path: str) -> bool:
@@ -96,6 +107,27 @@ def _lacking(spec: ModelSpec, runtime: Runtime, evidence: Evidence) -> list[Obje
     for path, why in _missing_parts(evidence.files):
         found.append(_missing(spec, f"{spec.name} lacks {path}, {why}", [path], evidence))
     return found
+
+
+def _too_many(spec: ModelSpec, runtime: Runtime, evidence: Evidence) -> list[Objection]:
+    """Return an objection for each need that is met several times where the runtime takes one."""
+    found = []
+    for need in runtime.single:
+        held = _wholes(_held(evidence.files, runtime.needs.get(need, ())))
+        if len(held) > 1:
+            names = ", ".join(map(shown, held[:_SHOWN])) + (" ..." if len(held) > _SHOWN else "")
+            what = f"{spec.name} has {len(held)} candidates for the {need}, runtime {runtime.name} takes one"
+            found.append(Objection("include", f"{what}: {names}; let `include` name one"))
+    return found
+
+
+def _wholes(files: Iterable[str]) -> list[str]:
+    """Return the files, sorted, and of one that is in parts only the first that is there."""
+    first: dict[tuple[str, ...], str] = {}
+    for path in sorted(files):
+        part = _PART.fullmatch(path)
+        first.setdefault((path,) if part is None else part.group("name", "count", "kind"), path)
+    return list(first.values())
 
 
 def _held(files: Iterable[str], patterns: Iterable[str]) -> list[str]:

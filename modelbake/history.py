@@ -111,14 +111,6 @@ def single_image(repository: RegistryRepository, manifest: Manifest) -> Manifest
     return found
 
 
-def local_report(reports: Path, model: str, version: str) -> Report | None:
-    """Return this machine's report of a version, None where there is none that can be read."""
-    try:
-        return read_report(reports, model, version)
-    except ReportMissing:
-        return None
-
-
 def _local_reports(reports: Path, model: str, output: Output) -> list[Report]:
     found = []
     for path in sorted((reports / model).glob("*.json")):

@@ -122,7 +122,8 @@ def sections(versions: Sequence[Version]) -> list[Section]:
             for figure in _PLOTTED
             if any(values := [_value(figure, version, device) for version in versions])
         )
-        made.append(Section(device, tuple(plots)))
+        if drawn := tuple(plots):
+            made.append(Section(device, drawn))
     sizes = [version.size for version in versions]
     if any(sizes):
         made.append(Section("image", (_plot("size as hosts pull it", "bytes", versions, sizes),)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from modelbake.config import ModelSpec
 
 LARGEST_REPORT = 16 << 20  # bytes
+MOST_BYTES = 2**63 - 1  # that anything can have; a larger number has no place among floats
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Bytes = Annotated[int, Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0, le=MOST_BYTES)]
 Moment = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 
 
@@ -189,13 +191,22 @@ def discard_report(root: Path, model: str, version: str) -> None:
 
 def read_report(root: Path, model: str, version: str) -> Report:
     """Read a report. Raises ReportMissing where there is none, or it is not what a run writes."""
+    report = find_report(root, model, version)
+    if report is None:
+        hint = f"`build.py smoke {model}` writes it"
+        raise ReportMissing("there is no smoke report", subject=f"{model} {version}", hint=hint)
+    return report
+
+
+def find_report(root: Path, model: str, version: str) -> Report | None:
+    """Read a report, None where there is none. Raises ReportMissing where it is not what a run writes."""
     path = report_path(root, model, version)
     hint = f"`build.py smoke {model}` writes it"
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST_REPORT + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise ReportMissing("there is no smoke report", subject=f"{model} {version}", hint=hint) from None
+        return None
     except OSError as error:
         raise ReportMissing(f"cannot be read ({error.strerror})", subject=str(path), hint=hint) from error
     report = decode_report(raw, subject=str(path), hint=hint)
@@ -209,7 +220,7 @@ def decode_report(raw: bytes, *, subject: str, hint: str = "") -> Report:
     if len(raw) > LARGEST_REPORT:
         raise ReportMissing(f"is larger than {LARGEST_REPORT} bytes", subject=subject, hint=hint)
     try:
-        return Report.model_validate(json.loads(raw, object_pairs_hook=_without_duplicates))
+        return Report.model_validate(_strict_json(raw))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -217,6 +228,32 @@ def decode_report(raw: bytes, *, subject: str, hint: str = "") -> Report:
         raise ReportMissing(f"is not a report: {problem}", subject=subject, hint=hint) from None
     except (ValueError, RecursionError) as error:
         raise ReportMissing(f"is not a report: {error}", subject=subject, hint=hint) from None
+
+
+def _strict_json(raw: bytes) -> Any:
+    """Return a JSON document that can be written again; ValueError for what no report has.
+
+    Python's reader takes NaN and Infinity, makes infinity of 1e999, and half characters of `\\ud800`.
+    """
+    document = json.loads(
+        raw, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_float=_finite
+    )
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair is no character") from None
+    return document
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is beyond all numbers")
+    return number
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from modelbake.errors import RenderError
 
 _NAME = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:$|[\[=<>!~;@ \\])")
-_HASH = re.compile(r"\s--hash[= ]")
-_COMMENT = re.compile(r"(?:^|\s)#.*")
+_COMMENT = re.compile(r"(?:^|\s)#.*$", re.M)
+_HASH = re.compile(r"\s--hash(?:=|\s+)sha(?:256|384|512):")
 _CONTINUES = re.compile(r"(?<!\\)(?:\\\\)*\\$")
 
 
@@ -45,13 +45,12 @@ def read_requirements(text: str, subject: str) -> list[Requirement]:
 
 
 def unhashed(text: str) -> list[tuple[int, str]]:
-    """Return the packages of a requirements file that have no hash: the number of the line, and its words."""
-    found = []
-    for number, entry in _entries(text):
-        lines = [_COMMENT.sub("", line) for line in entry.splitlines()]
-        if not entry.startswith("-") and not _HASH.search(" ".join(lines)):
-            found.append((number, lines[0].strip(" \\")[:60]))
-    return found
+    """Return the entries that no hash pins, each with its line number: pip is told to refuse them."""
+    return [
+        (number, _COMMENT.sub("", entry).strip().removesuffix("\\").strip())
+        for number, entry in _entries(text)
+        if not entry.startswith("-") and not _HASH.search(_COMMENT.sub("", entry))
+    ]
 
 
 def split_requirements(text: str, layers: Sequence[Sequence[str]], subject: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from modelbake.yamlfile import KeyPath, Problem, YamlFile, raise_problems, read_
 
 Build = Literal["cuda", "cpu"]
 RUNTIME_FILE = "runtime.yaml"
-# What start.py takes in place of a server's command.
+# What start.py takes in place of a server's command; it compares everything, whatever `verify:` says.
 VERIFY_ONLY = ("--verify",)
 
 File = Annotated[str, Text(grammar.FILE)]
@@ -59,8 +59,11 @@ class _Entry(Entry):
     slim: SlimEntry = Field(default_factory=SlimEntry)
     app: tuple[File, ...] = Field(default=(), strict=False)
     env: schema.Environment = Field(default_factory=dict)
-    # What it cannot serve without: each need with the names or patterns ('*' within a folder) that meet it.
+    # What it cannot serve without: each need with the names or patterns that meet it ('*' within a folder,
+    # `**/` for any number of folders).
     needs: dict[Annotated[str, Text(grammar.NEED)], Needed] = Field(default_factory=dict)
+    # Those of `needs` that it takes once: in one file, or in all parts of one.
+    single: tuple[Annotated[str, Text(grammar.NEED)], ...] = Field(default=(), strict=False)
     # Of the `architectures` in config.json, what it can load; empty: anything.
     architectures: tuple[Annotated[str, Text(grammar.CLASS)], ...] = Field(default=(), strict=False)
     serves: bool = True
@@ -126,7 +129,8 @@ def read_runtime(directory: Path) -> Runtime:
     file = read_yaml(directory / RUNTIME_FILE)
     serves = not isinstance(file.data, dict) or file.data.get("serves") is not False
     kind = ServerEntry if serves else DataEntry
-    entry = validate(file, kind, [*_missing_files(file, directory), *_wrong_packages(file, directory)])
+    others = [*_missing_files(file, directory), *_wrong_packages(file, directory), *_idle_single(file)]
+    entry = validate(file, kind, others)
     said = {key: getattr(entry, key) for key in kind.model_fields}
     return Runtime(**{"command": VERIFY_ONLY, **said}, name=directory.name, directory=directory)
 
@@ -203,14 +207,15 @@ def _wrong_packages(file: YamlFile, directory: Path) -> list[Problem]:
             problems.append(file.problem(("builds", build), f"{quoted(name)} cannot be read: {why}"))
             continue
         # The image is built with `pip install --require-hashes`.
-        problems += [
-            file.problem(
-                ("builds", build),
-                f"{name}:{line}: {quoted(words)} has no --hash;"
-                " `uv pip compile --generate-hashes` writes them",
+        if found := unhashed(texts[name]):
+            line, words = found[0]
+            more = f" (nor have {len(found) - 1} more)" if len(found) > 1 else ""
+            what = words.split("://")[0][:80]  # the address of a package may have a password
+            problem = (
+                f"{name}:{line}: {quoted(what)} has no --hash=sha256:...{more}, and nothing is installed"
+                " without one; `uv pip compile --generate-hashes` writes them"
             )
-            for line, words in unhashed(texts[name])
-        ]
+            problems.append(file.problem(("builds", build), problem))
     if isinstance(layers, list) and texts.keys() == {*map(str, builds.values())}:
         problems += _idle_layers(file, layers, texts)
     return problems
@@ -242,6 +247,20 @@ def _is_own_file(directory: Path, name: object) -> TypeGuard[str]:
         return False
     target = directory / name
     return target.resolve() == directory.resolve() / name and target.is_file()
+
+
+def _idle_single(file: YamlFile) -> list[Problem]:
+    """Return a problem for each word in `single` that is none of `needs`."""
+    data = file.data if isinstance(file.data, dict) else {}
+    needs, single = data.get("needs", {}), data.get("single")
+    if not isinstance(single, list) or not isinstance(needs, dict):
+        return []
+    known = [need for need in needs if isinstance(need, str)]
+    return [
+        file.problem(("single", place), f"{quoted(need)} is none of `needs`{did_you_mean(need, known)}")
+        for place, need in enumerate(single)
+        if isinstance(need, str) and grammar.NEED.matches(need) and need not in known
+    ]
 
 
 def _missing_files(file: YamlFile, directory: Path) -> list[Problem]:

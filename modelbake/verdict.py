@@ -10,7 +10,7 @@ from modelbake import __version__
 from modelbake.expectations import Answer, Mismatch, judge
 from modelbake.gpus import driver_trouble
 from modelbake.measurements import label_of, parse_metrics, summarize, total
-from modelbake.report import CheckReport, EngineFacts, GpuMemory, Report
+from modelbake.report import MOST_BYTES, CheckReport, EngineFacts, GpuMemory, Report
 
 if TYPE_CHECKING:
     from modelbake.config import CheckSpec
@@ -120,7 +120,7 @@ def make_report(
     if gpu and measured:
         peak = total(samples, "modelbake_gpu_memory_peak_bytes")
         memory = GpuMemory(
-            torch_peak_bytes=None if peak is None else int(peak),
+            torch_peak_bytes=None if peak is None or peak > MOST_BYTES else int(peak),
             driver_bytes=driver.memory_used_bytes if driver else None,
         )
     return Report(

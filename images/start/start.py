@@ -1,7 +1,7 @@
 """Verifies the weights against the baked manifest, then becomes the server.
 
     start.py [--] COMMAND [ARGUMENT...]
-    start.py --verify                     verifies, and ends with 0
+    start.py --verify                     verifies all of it, whatever is said below, and ends with 0
 
 The manifest is ``manifest.json`` beside this file; the weights are in ``$MODELBAKE_WEIGHTS`` (``/models``).
 They have to be exactly the manifest's files: none missing, none extra, no symbolic link anywhere, every size

@@ -24,10 +24,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
-    """Print a table and some lines. Raises ReportMissing for a version that nobody knows."""
+    """Print a table and some lines.
+
+    Raises ReportMissing for a version that nobody knows, and for a report of this machine that is none.
+    """
     from modelbake.comparison import compare, in_words, read_image
     from modelbake.grammar import VERSION
-    from modelbake.history import Version, local_report, opened, read_version
+    from modelbake.history import Version, opened, read_version
+    from modelbake.report import find_report
 
     (spec,) = workspace.config.select([args.name], all=False)
     for version in (args.before, args.now):
@@ -38,7 +42,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         def find(version: str) -> Version:
             if found := read_version(repository, spec.name, version, output):
                 return found
-            if report := local_report(workspace.reports, spec.name, version):
+            if report := find_report(workspace.reports, spec.name, version):
                 return Version(version, None, None, (report,))
             raise ReportMissing(
                 f"neither {repository.name} nor {workspace.reports} has this version",

@@ -136,4 +136,9 @@ def test_the_versions_are_listed_and_compared(released: World) -> None:
     assert {each["ratio"] for each in compared["figures"] if each["before"]} == {1.0}
     ran = released.build_py("compare", "timed", "1.0.0", "9.9.9")
     assert ran.code == 66 and "build.py history timed" in ran.err
+    broken = released.folder / "reports/timed/9.9.9.json"
+    broken.write_text("{broken")
+    ran = released.build_py("compare", "timed", "1.0.0", "9.9.9")
+    assert ran.code == 66 and "9.9.9.json: is not a report" in ran.err
+    broken.unlink()
     assert released.build_py("compare", "timed", "1.0.0", "../x").code == 2

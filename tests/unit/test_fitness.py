@@ -206,6 +206,12 @@ def test_code_among_weights_is_worth_a_warning() -> None:
         ("0_Transformer/model.safetensors", "*/*.safetensors", True),
         ("config.json", "config.json", True),
         ("x/config.json", "config.json", False),
+        ("q.gguf", "**/*.gguf", True),
+        ("x/y/q.gguf", "**/*.gguf", True),
+        ("x/y/q.gguf", "x/**/*.gguf", True),
+        ("x/q.bin", "**/*.gguf", False),
+        ("x", "x/**/*", False),
+        ("x/y/z", "x/**", False),
     ],
 )
 def test_a_need_is_met_in_its_own_folder(path: str, pattern: str, answer: bool) -> None:
@@ -220,6 +226,29 @@ def test_patterns_select_as_the_hub_client_does(pattern: str) -> None:
     assert [path for path in paths if selects(pattern, path)] == list(
         filter_repo_objects(paths, allow_patterns=[pattern])
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["q4.gguf", "q8.gguf"], "q4.gguf, q8.gguf"),
+        (["q4.gguf", "deep/er/q8.gguf"], "deep/er/q8.gguf, q4.gguf"),
+        (["b.gguf", "a-00001-of-00002.gguf", "a-00002-of-00002.gguf"], "a-00001-of-00002.gguf, b.gguf"),
+        ([f"{number}.gguf" for number in range(9)], "0.gguf, 1.gguf, 2.gguf, 3.gguf, 4.gguf ..."),
+        (["q4.gguf", "README.md"], None),
+        (["deep/q4.gguf"], None),
+        (["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"], None),
+    ],
+)
+def test_what_a_runtime_takes_once_is_not_there_twice(files: list[str], named: str | None) -> None:
+    needs = {"weights": ("**/*.gguf", "*.gguf")}
+    one, many = runtime(needs=needs, single=("weights",)), runtime(needs=needs)
+    found = objections(spec(), one, Evidence(files), [many])
+    assert [each.key for each in found] == (["include"] if named else [])
+    if named:
+        assert found[0].message.startswith("chat has ") and "runtime small takes one" in found[0].message
+        assert found[0].message.endswith(f": {named}; let `include` name one")
+    assert objections(spec(), many, Evidence(files)) == [], "control: without `single` any number will do"
 
 
 MINILM = ["1_Pooling/config.json", "config.json", "model.safetensors", "modules.json", "tokenizer.json"]

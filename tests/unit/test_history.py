@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import base64
 import io
 import json
 from collections.abc import Iterator
@@ -12,18 +14,22 @@ import pytest
 from modelbake.comparison import Image, Layer, choose_reports, compare, image_of, in_words
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
+from modelbake.errors import ReportMissing
 from modelbake.figures import shown
 from modelbake.history import as_document, as_table, read_history
 from modelbake.manifest import OCI_INDEX, OCI_MANIFEST, Manifest
 from modelbake.output import Output
+from modelbake.referrers import Document, attach
 from modelbake.registry import Registry
 from modelbake.report import write_report
-from modelbake.reportstore import keep_report
+from modelbake.reportstore import REPORT_TYPE, keep_report
 from modelbake.stream.repository import RegistryRepository
 from modelbake.tables import table
+from modelbake.verbs import compare as compare_verb
+from modelbake.workspace import Workspace
 from tests.servers.upload_registry import PASSWORD, USER, UploadRegistry
 from tests.unit.historical import GPU, HISTORY, measured, version
-from tests.unit.reporting import IMAGE_ID
+from tests.unit.reporting import IMAGE_ID, document, report
 
 PATH = "ml/minilm"
 
@@ -74,6 +80,20 @@ class TestRead:
         assert "passed over" in log.getvalue() and "3.0.0.json" in log.getvalue()
         assert "notes" not in log.getvalue()
 
+    def test_a_report_of_impossible_numbers_is_passed_over(
+        self, server: UploadRegistry, repository: RegistryRepository, tmp_path: Path
+    ) -> None:
+        output = Output(stderr=(log := io.StringIO()))
+        for tag, peak in (("1.0.0", 5), ("1.1.0", 10**400)):
+            memory = {"torch_peak_bytes": peak, "driver_bytes": 5}
+            content = document(version=tag, device=GPU, gpu=True, gpu_memory=memory)
+            held = Document(json.dumps(content).encode(), REPORT_TYPE, "report.json", {})
+            attach(repository, put(server, tag), held)
+        history = read_history(repository, "minilm", tmp_path, output)
+        assert [len(each.reports) for each in history] == [0, 1], "the other one is the control"
+        assert "passed over" in log.getvalue() and "torch_peak_bytes" in log.getvalue()
+        assert len(as_table(history)) == 3
+
     def test_without_anything_it_is_empty(self, repository: RegistryRepository, tmp_path: Path) -> None:
         assert read_history(repository, "minilm", tmp_path, Output(stderr=io.StringIO())) == []
 
@@ -95,6 +115,31 @@ class TestRead:
         two, one = read_history(repository, "minilm", tmp_path, output)
         assert (one.size, len(one.reports)) == (1010, 1)
         assert two.size is None
+
+
+class TestCompareVerb:
+    def test_a_broken_report_is_not_taken_for_none(
+        self, server: UploadRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        auth = {"auth": base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()}
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {server.host: auth}}))
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        model = '{version: "1.0.0", source: "hf://a/b", runtime: weights}'
+        (tmp_path / "models.yaml").write_text(f"registry: {server.host}/ml\nmodels: {{minilm: {model}}}\n")
+        workspace = Workspace(tmp_path / "models.yaml")
+        write_report(workspace.reports, report())
+        asked = argparse.Namespace(name="minilm", before="1.0.0", now="1.1.0", json=False)
+        output = Output(stdout=(told := io.StringIO()), stderr=io.StringIO())
+        with pytest.raises(ReportMissing, match="has this version"):
+            compare_verb.run(asked, workspace, output)
+        broken = workspace.reports / "minilm/1.1.0.json"
+        broken.write_text("{broken")
+        with pytest.raises(ReportMissing, match="is not a report") as caught:
+            compare_verb.run(asked, workspace, output)
+        assert str(broken) in str(caught.value)
+        write_report(workspace.reports, report(version="1.1.0"))
+        compare_verb.run(asked, workspace, output)
+        assert "load time" in told.getvalue(), "control"
 
 
 class TestShown:

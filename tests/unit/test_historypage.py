@@ -12,6 +12,7 @@ from modelbake.errors import RenderError
 from modelbake.historypage import render_page, sections, tiles, write_page
 from tests.servers.environment import ROOT
 from tests.unit.historical import GPU, HISTORY, measured, version
+from tests.unit.reporting import report
 
 TEMPLATES = ROOT / "templates"
 WHERE = "registry.example.com/ml/minilm"
@@ -69,6 +70,14 @@ class TestPage:
         here = version("1.0.0", measured(passed=False, checks=[failed]), released=False)
         assert sections([here]) == []
         assert "failed" in render_page("m", WHERE, [here], templates=TEMPLATES)
+
+    def test_a_device_without_a_figure_has_no_heading(self) -> None:
+        bare = report(load_seconds=None, latency_seconds=None, throughput_per_second=None)
+        found = sections([version("1.0.0", bare)])
+        assert [section.title for section in found] == ["image"]
+        assert "<h2>cpu</h2>" not in render_page("m", WHERE, [version("1.0.0", bare)], templates=TEMPLATES)
+        page = render_page("m", WHERE, [version("1.0.0", report())], templates=TEMPLATES)
+        assert "<h2>cpu</h2>" in page, "control: with a figure there is one"
 
     def test_the_same_history_has_the_same_bytes(self) -> None:
         pages = {render_page("minilm", WHERE, HISTORY, templates=TEMPLATES) for _ in range(2)}

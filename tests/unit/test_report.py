@@ -8,10 +8,12 @@ import pytest
 
 from modelbake.config import CheckSpec, ModelSpec, SmokeSpec
 from modelbake.errors import ReportMissing, SmokeError
+from modelbake.figures import GPU_MEMORY
 from modelbake.report import (
     asked_of,
     discard_report,
     encode_report,
+    find_report,
     read_report,
     report_path,
     request_of,
@@ -65,6 +67,17 @@ def test_versions_have_reports_of_their_own(tmp_path: Path) -> None:
         read_report(tmp_path, "minilm", "1.0.1")
 
 
+def answered(actual: object) -> dict[str, Any]:
+    """Return a passing report with this answer to a check."""
+    return document(checks=[{**FAILED_CHECK, "passed": True, "actual": actual}])
+
+
+def on_gpu(**memory: int) -> dict[str, Any]:
+    """Return a report of a GPU's run with these figures of its memory."""
+    known = {"torch_peak_bytes": 5, "driver_bytes": 5, **memory}
+    return document(device="cuda:H200", gpu=True, gpu_memory=known)
+
+
 def without(key: str) -> dict[str, Any]:
     return {name: value for name, value in document().items() if name != key}
 
@@ -86,7 +99,17 @@ def without(key: str) -> dict[str, Any]:
         (document(passed=1), "passed"),
         (document(image_bytes=-1), "image_bytes"),
         (document(image_bytes=1.5), "image_bytes"),
-        (document(ready_seconds=float("nan")), "ready_seconds"),
+        (document(image_bytes=2**63), "image_bytes"),
+        (on_gpu(torch_peak_bytes=10**400), "gpu_memory.torch_peak_bytes"),
+        (on_gpu(driver_bytes=2**63), "gpu_memory.driver_bytes"),
+        (answered(float("nan")), "NaN is not JSON"),
+        (answered([float("-inf")]), "-Infinity is not JSON"),
+        (json.dumps(answered("X")).replace('"X"', "-1e999").encode(), "-1e999 is beyond all numbers"),
+        (answered("\ud800"), "half of a surrogate pair"),
+        (answered({"\udfff": 1}), "half of a surrogate pair"),
+        (json.dumps(answered("X")).encode().replace(b"X", b"\xed\xa0\x80"), "half of a surrogate pair"),
+        (document(ready_seconds=float("nan")), "NaN is not JSON"),
+        (document(ready_seconds=10**400), "ready_seconds"),
         (document(started_at="yesterday"), "started_at"),
         (document(device="gpu"), "device"),
         (document(gpu=True), "`gpu` does not follow"),
@@ -105,6 +128,26 @@ def test_what_no_run_writes_is_refused(tmp_path: Path, content: object, problem:
     with pytest.raises(ReportMissing, match=problem) as caught:
         read_report(tmp_path, "minilm", "1.0.0")
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("actual", [0.5, 1e308, 10**400, "\U0001f600", {"ü": [None]}])
+def test_what_a_run_can_have_seen_is_read(tmp_path: Path, actual: object) -> None:
+    put(tmp_path, answered(actual))
+    read = read_report(tmp_path, "minilm", "1.0.0")
+    assert read.checks[0].actual == actual
+    assert json.loads(encode_report(read))["checks"][0]["actual"] == actual
+    put(tmp_path, on_gpu(torch_peak_bytes=2**63 - 1))
+    assert GPU_MEMORY.shown(GPU_MEMORY.of(read_report(tmp_path, "minilm", "1.0.0"))) == "9,223,372 TB"
+
+
+def test_a_report_is_found_or_absent_or_wrong(tmp_path: Path) -> None:
+    assert find_report(tmp_path, "minilm", "1.0.0") is None
+    path = put(tmp_path, b"{broken")
+    with pytest.raises(ReportMissing, match="is not a report") as caught:
+        find_report(tmp_path, "minilm", "1.0.0")
+    assert str(path) in str(caught.value)
+    write_report(tmp_path, report())
+    assert find_report(tmp_path, "minilm", "1.0.0") == report()
 
 
 def test_a_report_that_cannot_be_opened_is_named(tmp_path: Path) -> None:

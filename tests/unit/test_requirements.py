@@ -52,9 +52,27 @@ def test_what_has_no_name_is_refused_with_its_place(line: str) -> None:
         split_requirements(f"a==1 \\\n  --hash=x\n{line}\n", [["a"]], "r.txt")
 
 
-def test_packages_without_a_hash_are_found() -> None:
-    assert unhashed(TEXT) == [(10, "last==1")]
-    assert unhashed("a==1  # --hash=sha256:aa\n-r b.txt\nc==1 --hash sha256:cc\n") == [(1, "a==1")]
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("torch>=2\n", [(1, "torch>=2")]),
+        ("# a\n\ntorch==2 \\\n    # via x\n", [(3, "torch==2")]),
+        ("torch==2  # --hash=sha256:aa\n", [(1, "torch==2")]),
+        ("torch==2 --hash=md5:aa\n", [(1, "torch==2 --hash=md5:aa")]),
+        ("a==1 --hash=sha256:aa\nb==1\nc @ https://example.com/c.whl\n",
+         [(2, "b==1"), (3, "c @ https://example.com/c.whl")]),
+        ("--index-url https://example.com\na==1 --hash=sha256:aa # x\n", []),
+        ("a==1 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n    # via x\n", []),
+        ("a==1 ; python_version > '3' --hash sha512:aa\n", []),
+        ("https://example.com/a.whl#sha256=aa --hash=sha256:aa\n", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_what_no_hash_pins_is_found_with_its_line(text: str, found: list[tuple[int, str]]) -> None:
+    assert unhashed(text) == found
+
+
+def test_the_toolkits_own_runtimes_are_pinned_by_hash() -> None:
     for path in sorted(IMAGES.glob("*/requirements*.txt")):
         assert unhashed(path.read_text()) == []
 

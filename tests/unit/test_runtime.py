@@ -91,15 +91,17 @@ def test_only_what_has_to_be_said_has_to_be_said(tmp_path: Path) -> None:
     written(tmp_path, builds=None, app=None, env=None)
     runtime = load_runtime(tmp_path, "embeddings")
     assert (runtime.builds, runtime.app, runtime.env) == ({}, (), {})
-    assert (runtime.needs, runtime.architectures) == ({}, ())
+    assert (runtime.needs, runtime.single, runtime.architectures) == ({}, (), ())
     assert runtime.offers("cuda")
     assert runtime.offers("cpu")
 
 
 def test_what_a_runtime_needs_is_read(tmp_path: Path) -> None:
-    written(tmp_path, needs='{chat template: [a.jinja, "*/b.json"]}', architectures='["*ForCausalLM"]')
+    needs = '{chat template: [a.jinja, "*/b.json"]}'
+    written(tmp_path, needs=needs, single="[chat template]", architectures='["*ForCausalLM"]')
     runtime = load_runtime(tmp_path, "embeddings")
     assert runtime.needs == {"chat template": ("a.jinja", "*/b.json")}
+    assert runtime.single == ("chat template",)
     assert runtime.architectures == ("*ForCausalLM",)
 
 
@@ -147,6 +149,8 @@ def test_runtimes_are_the_folders_with_a_runtime_file(tmp_path: Path) -> None:
         ("needs", "{tokenizer: [/a]}",
          "9:21: needs.tokenizer[0]: expected a relative file name pattern such as *.safetensors, got \"/a\";"
          " patterns are relative to the repository: leave the first '/' or './' out"),
+        ("single", "[weights]", '9:10: single[0]: "weights" is none of `needs`'),
+        ("single", "weights", '9:9: single: expected a list, got "weights"; write ["weights"]'),
         ("architectures", "[A-B]",
          "9:17: architectures[0]: expected a class name or its pattern, such as *ForCausalLM, got \"A-B\""),
         ("layers", "[torch]", '9:10: layers[0]: expected a list, got "torch"; write ["torch"]'),
@@ -181,23 +185,29 @@ def test_a_file_name_that_is_wrong_is_one_problem(tmp_path: Path, name: str, lay
     assert "torch" not in said
 
 
-def test_a_package_without_a_hash_is_refused_with_its_place(tmp_path: Path) -> None:
-    directory = written(tmp_path)
-    requirements = directory / "requirements.cpu.txt"
-    requirements.write_text("# ours\na==1 --hash=sha256:aa\ntorch>=2 \\\n  # --hash=sha256:bb\nb==1\n")
-    where = "embeddings/runtime.yaml:3:44: builds.cpu: requirements.cpu.txt"
-    remedy = "has no --hash; `uv pip compile --generate-hashes` writes them"
-    assert refused(tmp_path) == [f'{where}:3: "torch>=2" {remedy}', f'{where}:5: "b==1" {remedy}']
-    requirements.write_bytes(b"\xff")
-    (said,) = refused(tmp_path)
-    assert said.endswith('builds.cpu: "requirements.cpu.txt" cannot be read: it is not UTF-8 text')
-
-
 def test_an_unpinned_base_says_how_to_pin_it(tmp_path: Path) -> None:
     written(tmp_path, base="python:3.11")
     (said,) = refused(tmp_path)
     assert said.startswith("embeddings/runtime.yaml:2:7: base: expected an image pinned by its digest")
     assert said.endswith("shows the digest: write python:3.11@sha256:...")
+
+
+def test_a_package_without_a_hash_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    directory = written(tmp_path)
+    (directory / "requirements.cpu.txt").write_text("# mine\nweb==1 --hash=sha256:aa\ntorch>=2\nnumpy\n")
+    assert refused(tmp_path) == [
+        'embeddings/runtime.yaml:3:44: builds.cpu: requirements.cpu.txt:3: "torch>=2" has no'
+        " --hash=sha256:... (nor have 1 more), and nothing is installed without one;"
+        " `uv pip compile --generate-hashes` writes them"
+    ]
+    (directory / "requirements.cpu.txt").write_text("a @ https://me:s3cret@example.com/a.whl\n")
+    (line,) = refused(tmp_path)
+    assert '"a @ https" has no --hash' in line and "s3cret" not in line
+    (directory / "requirements.cpu.txt").write_text("torch==2 --hash=sha256:aa\n")
+    assert load_runtime(tmp_path, "embeddings").builds, "control"
+    (directory / "requirements.cpu.txt").write_bytes(b"\xff")
+    (line,) = refused(tmp_path)
+    assert line.endswith('builds.cpu: "requirements.cpu.txt" cannot be read: it is not UTF-8 text')
 
 
 def test_a_file_behind_a_link_is_refused(tmp_path: Path) -> None:

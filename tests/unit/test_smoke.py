@@ -542,6 +542,11 @@ def test_the_report_of_a_gpu_run() -> None:
     assert report["throughput_per_second"] == 5.0
 
 
+def test_an_amount_that_no_gpu_has_is_not_known() -> None:
+    run = Run([judged("ready", 200, 200, 1.0)], 1.0, probed("modelbake_gpu_memory_peak_bytes 1e300"))
+    assert report_of(run, gpu=True)["gpu_memory"] == {"torch_peak_bytes": None, "driver_bytes": None}
+
+
 def test_what_is_not_known_is_null() -> None:
     run = Run([judged("ready", 200, 200, 1.0)], 1.0, probed(metrics=None))
     report = report_of(run, gpu=True)

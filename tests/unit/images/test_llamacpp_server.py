@@ -18,6 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelbake.config import ModelSpec
+from modelbake.fitness import Evidence, objections
+from modelbake.runtime import load_runtime
 from tests.servers.tiny_gguf import CONTEXT, tiny_gguf
 from tests.unit.images.model_server import IMAGES, ModelServer, Reply, missing
 
@@ -332,9 +335,36 @@ def test_what_is_no_model(files: Any, tmp_path: Path, names: list[str], words: s
         files.find_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["model.gguf"],
+        ["Q4/deep/model.gguf", "README.md"],
+        ["Q4/a-00001-of-00002.gguf", "Q4/a-00002-of-00002.gguf"],
+        ["model.safetensors"],
+        ["a.gguf", "b/c.gguf"],
+        ["a.gguf", "mmproj-a.gguf"],
+        ["a-00001-of-00002.gguf", "b.gguf"],
+        ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b/a.gguf"],
+        ["a-00001-of-00003.gguf", "a-00003-of-00003.gguf"],
+        ["a-00001-of-00002.gguf", "b/a-00002-of-00002.gguf"],
+    ],
+)
+def test_check_refuses_what_the_server_would_refuse(files: Any, tmp_path: Path, names: list[str]) -> None:
+    put(tmp_path, names)
+    try:
+        files.find_model(tmp_path)
+    except files.LoadError:
+        loads = False
+    else:
+        loads = True
+    spec = ModelSpec(name="chat", version="1.0.0", source="hf://a/b", runtime="llamacpp", device="cpu")
+    assert (objections(spec, load_runtime(IMAGES, "llamacpp"), Evidence(names)) == []) is loads
+
+
 def put(folder: Path, names: list[str]) -> None:
     for name in names:
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
 
 

@@ -167,6 +167,14 @@ def test_the_environment_wins_and_is_warned_of_where_it_asks_for_less(
         assert (warned[0]["level"], warned[0]["baked"], warned[0]["verify"]) == ("warning", baked, asked)
 
 
+@pytest.mark.parametrize("mode", ["quick", "off"])
+def test_verification_alone_is_of_everything(image: LargeImage, mode: str) -> None:
+    image.bake(mode)
+    assert image.run(MODELBAKE_VERIFY=mode)[0] == 0, "control: a server would start"
+    code, (event,) = image.run("--verify", MODELBAKE_VERIFY=mode)
+    assert (code, event["event"], event["file"]) == (65, "mismatch", "large.safetensors")
+
+
 @pytest.mark.parametrize("baked", ["quick", "off"])
 def test_the_environment_may_ask_for_more(image: LargeImage, baked: str) -> None:
     image.bake(baked)
