@@ -72,7 +72,15 @@ def exercise(
     repeated = smoke.meant_to_succeed if answering else None
     run.measured = _measure(container, repeated, smoke.requests, port, run, output)
     verdicts = [judge_repeats(run.measured.repeat)] if run.measured.repeat else []
-    verdicts += [judge_device(run.measured, container.logs(), run.cuda)] if gpu else []
+    if gpu:
+        device = judge_device(run.measured, container.logs(), run.cuda, require_gpu=smoke.require_gpu)
+        verdicts += [device] if device else []
+        if device is None:
+            output.event(
+                "gpu_not_seen",
+                "gpu: not checked: /metrics has no modelbake_info{device}, and the driver no use of a GPU",
+                level="warning",
+            )
     limits = judge_limits(smoke.limits, run.measured, gpu=gpu, require_gpu=smoke.require_gpu)
     for verdict in (*verdicts, *limits.verdicts):
         run.checks.append(verdict)

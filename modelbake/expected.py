@@ -8,7 +8,8 @@
     cosine          a vector whose direction is that of a golden one (`at_least`: how nearly)
     golden          the value that a golden file keeps
 
-Whatever else is written is expected as it stands. Whether an answer is so is `expectations`'s to say.
+Whatever else is written is expected as it stands; a word within it is refused, because it would be taken
+literally: a value inside needs an expression of its own. Whether an answer is so is `expectations`'s to say.
 """
 
 from __future__ import annotations
@@ -135,10 +136,12 @@ class Expected:
     @staticmethod
     def _read(value: Any, _handler: core_schema.ValidatorFunctionWrapHandler) -> Any:
         if not isinstance(value, dict):
+            _refuse_nested(value)
             return value
         leading = next((word for word in _KINDS if word in value), None)
         if leading is None:
             _refuse_misspelt(value)
+            _refuse_nested(value)
             return value
         kind = _KINDS[leading]
         for word in _KINDS:
@@ -168,6 +171,17 @@ def _refuse_misspelt(value: dict[str, Any]) -> None:
                 f"{quoted(str(key))} looks like a word for an expectation; did you mean '{close[0]}'?"
                 " (write {equals: {...}} to expect this very mapping)"
             )
+
+
+def _refuse_nested(value: Any) -> None:
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        word = next((word for word in _KINDS if word in each), None) if isinstance(each, dict) else None
+        if word is not None:
+            raise refusal(
+                f"'{word}' inside a list or a mapping would be taken literally: expect that value by an"
+                " expression of its own (write {equals: ...} around all of it to expect it as it stands)"
+            )
+        _refuse_nested(each)
 
 
 def golden_of(wanted: Any) -> str | None:

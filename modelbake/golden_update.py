@@ -10,7 +10,7 @@ from modelbake.errors import GoldenError
 from modelbake.expectations import Answer, difference, read_body, search, shorten
 from modelbake.expected import Cosine
 from modelbake.expected import Golden as GoldenExpected
-from modelbake.goldens import Golden, Goldens, request_digest, wanted_goldens
+from modelbake.goldens import Golden, Goldens, request_digest, wanted_goldens, why_not_kept
 from modelbake.vectors import cosine, is_vector
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def taken(check: CheckSpec, answer: Answer) -> dict[str, Any]:
             if not is_vector(value):
                 continue
             value = [float(f"{float(x):.{_DIGITS}g}") for x in value]
-        if value is None:
+        if value is None or why_not_kept(value):
             continue
         if (size := len(json.dumps(value))) > _LARGEST:
             raise GoldenError(

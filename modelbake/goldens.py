@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ def read_goldens(root: Path, model: str) -> Goldens:
     if len(raw) > _LARGEST:
         raise GoldenError(f"is larger than {_LARGEST} bytes", subject=str(path), hint=hint)
     try:
-        found = _File.model_validate(json.loads(raw, parse_constant=_refuse_constant))
+        found = _File.model_validate(_parsed(raw))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -171,6 +172,37 @@ def encode_goldens(model: str, goldens: Goldens) -> bytes:
         "}\n",
     ]
     return "\n".join(text).encode()
+
+
+def why_not_kept(value: Any) -> str:
+    """Return why a value cannot be a golden, "" where it can: a file of it has to be read again as it was."""
+    try:
+        again = _Entry.model_validate({"request": f"sha256:{'0' * 64}", "value": _parsed(json.dumps(value))})
+    except (ValueError, RecursionError):  # pydantic's error is a ValueError
+        return "no file of goldens can keep it: it has a number beyond all others, or is nested too deeply"
+    return "" if again.value == value else "no file of goldens can keep it as it is"
+
+
+def _parsed(text: str | bytes) -> Any:
+    return json.loads(
+        text,
+        parse_constant=_refuse_constant,
+        parse_float=_finite,
+        object_pairs_hook=_without_duplicates,
+    )
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text[:20]} is beyond all numbers")
+    return number
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return document
 
 
 def remedy(model: str) -> str:

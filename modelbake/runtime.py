@@ -156,12 +156,10 @@ def check_runtimes(config: Config, images: Path) -> Mapping[str, Runtime]:
             problems.append(config.problem(spec.name, "runtime", _unknown(spec.runtime, known)))
         elif runtime is not None and not runtime.offers(build_of(spec)):
             problems.append(config.problem(spec.name, "device", _not_offered(spec, runtime)))
-        elif runtime is not None and not runtime.serves and spec.smoke.checks:
-            words = f"runtime {runtime.name} serves nothing, so nothing can be asked: leave `checks` out"
-            problems.append(config.problem(spec.name, "smoke", words))
-        elif runtime is not None and not runtime.serves and spec.smoke.require_gpu:
-            words = f"runtime {runtime.name} serves nothing, on a GPU or elsewhere: leave `require_gpu` out"
-            problems.append(config.problem(spec.name, "smoke", words))
+        elif runtime is not None:
+            problems += [
+                config.problem(spec.name, "smoke", words) for words in _untriable(config, spec, runtime)
+            ]
     try:
         raise_problems(config.path, problems)
     except ConfigError as error:
@@ -188,6 +186,37 @@ def _not_offered(spec: ModelSpec, runtime: Runtime) -> str:
         f"`device: {spec.device}` needs the {build_of(spec)} build, and runtime {runtime.name} offers"
         f" only {' and '.join(runtime.builds)}; write {devices}"
     )
+
+
+def _untriable(config: Config, spec: ModelSpec, runtime: Runtime) -> list[str]:
+    """Return what of a model's `smoke` no run of its runtime can do or measure.
+
+    Limits and tolerances of `defaults` are for the models that are measured: what serves nothing passes
+    over them.
+    """
+    smoke = spec.smoke
+    if runtime.serves:
+        return [
+            f"`limits: {key}` is measured by repeating a check that is meant to succeed, and none"
+            " (of a status from 200 to 299) is declared"
+            for key in ("min_throughput", "max_latency")
+            if smoke.meant_to_succeed is None and getattr(smoke.limits, key) is not None
+        ]
+    found = []
+    for key, said, nothing, why in (
+        ("checks", bool(smoke.checks), "[]", "so nothing can be asked"),
+        ("require_gpu", smoke.require_gpu, "false", "on a GPU or elsewhere"),
+    ):
+        if said:
+            own = config.says(spec.name, "smoke", key)
+            remedy = (
+                f"leave `{key}` out" if own else f"write `{key}: {nothing}` in the `smoke` of {spec.name}"
+            )
+            found.append(f"runtime {runtime.name} serves nothing, {why}: {remedy}")
+    for key in ("limits", "tolerance"):
+        if config.says(spec.name, "smoke", key):
+            found.append(f"runtime {runtime.name} serves nothing, so nothing is measured: leave `{key}` out")
+    return found
 
 
 def _wrong_packages(file: YamlFile, directory: Path) -> list[Problem]:

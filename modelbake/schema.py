@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from pydantic.json_schema import GenerateJsonSchema
@@ -144,13 +145,24 @@ class CheckEntry(Entry):
         ],
     )
 
-    @field_validator("body", "expect")
+    @field_validator("name", "get", "post", "body", "expect")
     @classmethod
     def _no_token(cls, value: Any) -> Any:
-        if any(map(holds_a_token, _texts(value))):
+        if any(holds_a_token(text) or holds_a_token(unquote(text)) for text in _texts(value)):
             raise refusal(
                 "this looks like a token, and everyone who reads this file or a report could read it"
             )
+        return value
+
+    @field_validator("get", "post")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        for key, _ in parse_qsl(urlsplit(value or "").query):
+            if names_a_secret(key):
+                raise refusal(
+                    f"{quoted(key)} names a secret, and everyone who reads this file or a report could read"
+                    " its value; let the server answer this check without it"
+                )
         return value
 
     @model_validator(mode="after")

@@ -76,7 +76,7 @@ def smoke(
         SmokeError, EngineError: the run could not be carried out; there is no report then.
     """
     serves = runtime_port is not None and health is not None
-    gpu = serves and wants_gpu(model, engine.info.gpu, gpus)
+    gpu = wants_gpu(model, engine.info.gpu, gpus, serves=serves)
     kept = read_goldens(goldens, model.name)
     if not update_goldens:
         require_goldens(model, kept, goldens)
@@ -159,18 +159,23 @@ def smoke(
     return finished
 
 
-def wants_gpu(model: ModelSpec, engine_has_gpu: bool, gpus: Gpus | None = None) -> bool:
+def wants_gpu(
+    model: ModelSpec, engine_has_gpu: bool, gpus: Gpus | None = None, *, serves: bool = True
+) -> bool:
     """Tell whether a model runs on a GPU here. `gpus` are the ones that somebody asked for by name.
+
+    What does not serve only verifies its weights, and never uses one.
 
     Raises:
         GpuUnavailable: it must, or somebody asked for GPUs, and there is none.
         UsageError: somebody asked for GPUs, and the model runs without.
     """
     subject = f"{model.name} {model.version}"
-    if gpus is not None and model.device == "cpu":
-        raise UsageError(
-            "--gpus names GPUs, and the model says `device: cpu`", subject=subject, hint="leave --gpus out"
-        )
+    if gpus is not None and (model.device == "cpu" or not serves):
+        why = "the model says `device: cpu`" if serves else "the model's runtime serves nothing"
+        raise UsageError(f"--gpus names GPUs, and {why}", subject=subject, hint="leave --gpus out")
+    if not serves:
+        return False
     if gpus is not None and gpus.cdi:
         return True  # of a remote engine before 28 nobody knows its CDI names; it says itself what is wrong
     if engine_has_gpu:

@@ -1,7 +1,7 @@
 """What a model may need at most: the limits of models.yaml against what a smoke run measured. Pure.
 
 A limit that could not be measured is not kept silently: the run fails, and says what is missing. Only GPU
-memory on a CPU, where the model may run without a GPU, is let pass, with a warning and a note in the report.
+memory on a CPU, where the model may run without a GPU, gets a warning in place of a verdict.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NO_ANSWER = "no repeated request was answered well"
 
 @dataclass(frozen=True)
 class LimitsJudged:
-    """A verdict for each limit, in the order of models.yaml's schema, and what to warn of."""
+    """A verdict for each limit that is judged, in the order of models.yaml's schema, and what to warn of."""
 
     verdicts: tuple[Judged, ...]
     warnings: tuple[str, ...] = ()
@@ -49,9 +49,10 @@ def judge_limits(limits: Limits, measured: Probed, *, gpu: bool, require_gpu: bo
     verdicts: list[Judged] = []
     warnings: list[str] = []
     if limits.max_gpu_memory is not None:
-        verdict, warning = _judge_memory(limits.max_gpu_memory, measured, gpu=gpu, require_gpu=require_gpu)
-        verdicts.append(verdict)
-        warnings += [warning] if warning else []
+        if gpu or require_gpu:
+            verdicts.append(_judge_memory(limits.max_gpu_memory, measured, gpu=gpu))
+        else:
+            warnings.append(f"{PREFIX}max_gpu_memory: not measured, because {_ON_A_CPU}")
     if limits.max_load_seconds is not None:
         missing = f"the server's /metrics has no {LOAD}"
         load = total(samples, LOAD)
@@ -83,26 +84,22 @@ def _judge(
     return judged(f"{PREFIX}{name}", expected, {"measured": came}, 0.0, () if kept else (problem,))
 
 
-def _judge_memory(text: str, measured: Probed, *, gpu: bool, require_gpu: bool) -> tuple[Judged, str]:
+def _judge_memory(text: str, measured: Probed, *, gpu: bool) -> Judged:
     """Judge the server's own count of its peak, else what the driver says is taken of the GPUs given."""
     name, most = "max_gpu_memory", bytes_of(text)
     expected, words = {"at_most_bytes": most}, f"at most {text}"
-    if not gpu and not require_gpu:
-        actual = {"not_measured": _ON_A_CPU}
-        warning = f"{PREFIX}{name}: not measured, because {_ON_A_CPU}"
-        return judged(f"{PREFIX}{name}", expected, actual, 0.0), warning
     if not gpu:
         missing = f"{_ON_A_CPU}, and models.yaml says `require_gpu: true`"
-        return _unmeasured(name, expected, words, missing), ""
+        return _unmeasured(name, expected, words, missing)
     peak, source = total(parse_metrics(measured.metrics or ""), PEAK), "server"
     if peak is None:
         peak, source = measured.driver.memory_used_bytes if measured.driver else None, "driver"
     if peak is None:
         missing = f"neither does /metrics have {PEAK}, nor does nvidia-smi answer in the container"
-        return _unmeasured(name, expected, words, missing), ""
+        return _unmeasured(name, expected, words, missing)
     measured_bytes: dict[str, object] = {"measured_bytes": int(peak), "source": source}
     problem = f"expected {words}, got {size_text(int(peak))} (as the {source} counts)"
-    return judged(f"{PREFIX}{name}", expected, measured_bytes, 0.0, (problem,) if peak > most else ()), ""
+    return judged(f"{PREFIX}{name}", expected, measured_bytes, 0.0, (problem,) if peak > most else ())
 
 
 def _unmeasured(name: str, expected: object, words: str, missing: str) -> Judged:

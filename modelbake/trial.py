@@ -41,9 +41,9 @@ class Trial:
 
         GpuUnavailable, GoldenError and UsageError, as `smoke` does; and where the model requires a GPU.
         """
+        gpu = wants_gpu(model, engine_has_gpu, self.gpus, serves=serves)
         if not serves:
             return  # it only verifies its weights
-        gpu = wants_gpu(model, engine_has_gpu, self.gpus)
         if model.smoke.require_gpu and not gpu:
             raise GpuUnavailable(
                 "models.yaml says `require_gpu: true`, and this engine has no GPU",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from modelbake.probing import Probed, Repeat, Response
 
 _DIGITS = 6
+# An idle GPU's driver counts a few MiB; a CUDA context takes more than a hundred of them.
+_IN_USE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,36 @@ def judge_repeats(repeat: Repeat) -> Judged:
     return judged("repeat", expected, actual, repeat.wall, (wrong,) if repeat.errors else ())
 
 
-def judge_device(measured: Probed, log: str = "", cuda: str = "") -> Judged:
-    """A server that was given a GPU has to use it, where it says what it uses.
+def judge_device(
+    measured: Probed, log: str = "", cuda: str = "", *, require_gpu: bool = False
+) -> Judged | None:
+    """A server that was given a GPU has to use it: by its own word, or else by what the driver counts.
 
+    Where neither shows it, that fails a run that requires a GPU; of another nothing is known: None.
     `log` is the container's, `cuda` the image's version of CUDA: PyTorch falls back to the CPU where the
     driver is too old for it, and says so only there.
     """
     said = label_of(parse_metrics(measured.metrics or ""), "modelbake_info", "device")
-    wrong = said is not None and not said.startswith("cuda")
+    used = measured.driver.memory_used_bytes if measured.driver else None
+    expected = {"device": "cuda"}
+    if said is None:
+        actual = {"device": None, "driver_bytes": used}
+        if used is not None and used >= _IN_USE_BYTES:
+            return judged("gpu", expected, actual, 0.0)
+        if not require_gpu:
+            return None
+        counts = "nothing" if used is None else f"{used:,} bytes in use"
+        unseen = Mismatch(
+            "the server's device",
+            "cuda, because models.yaml says `require_gpu: true`",
+            f"no sign of it (/metrics has no modelbake_info{{device}}, and the driver shows {counts})",
+        )
+        return judged("gpu", expected, actual, 0.0, (unseen,))
+    wrong = not said.startswith("cuda")
     trouble = driver_trouble(log, cuda) if wrong else None
     why = f" ({trouble.message}; {trouble.hint})" if trouble else ""
     problem = Mismatch("the server's device", "cuda", f"{said}{why}")
-    return judged("gpu", {"device": "cuda"}, {"device": said}, 0.0, (problem,) if wrong else ())
+    return judged("gpu", expected, {"device": said}, 0.0, (problem,) if wrong else ())
 
 
 def judged(

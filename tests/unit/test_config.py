@@ -45,6 +45,14 @@ PATTERN_EXPECTED = "expected a relative file name pattern such as *.safetensors"
 LINE_EXPECTED = "expected text on one line, without control characters"
 TOKEN = "hf_" + "c4n4ryC4N4RY" * 2
 TOKEN_IN_A_CHECK = "this looks like a token, and everyone who reads this file or a report could read it"
+SECRET_IN_A_QUERY = (
+    "names a secret, and everyone who reads this file or a report could read its value; let the server answer"
+    " this check without it"
+)
+INSIDE = (
+    "inside a list or a mapping would be taken literally: expect that value by an expression of its own"
+    " (write {equals: ...} around all of it to expect it as it stands)"
+)
 SECRET = "this looks like a token or a password, and everyone who pulls the image could read it"
 SECRET_NAME = (
     "this names a secret, and everyone who pulls the image could read it;"
@@ -482,6 +490,13 @@ WRONG_CHECKS = [
     (f'{{post: /a, body: {{"{TOKEN}": 1}}}}', f"checks[0].body: {TOKEN_IN_A_CHECK}"),
     (f'{{post: /a, body: "say {TOKEN} please"}}', f"checks[0].body: {TOKEN_IN_A_CHECK}"),
     (f"{{get: /a, expect: {{b: {TOKEN}}}}}", f"checks[0].expect: {TOKEN_IN_A_CHECK}"),
+    (f'{{get: /a, name: "with {TOKEN}"}}', f"checks[0].name: {TOKEN_IN_A_CHECK}"),
+    (f'{{get: "/a/{TOKEN}"}}', f"checks[0].get: {TOKEN_IN_A_CHECK}"),
+    (f'{{post: "/a?x={TOKEN.replace("_", "%5F")}", body: 1}}', f"checks[0].post: {TOKEN_IN_A_CHECK}"),
+    ('{get: "/a?max_tokens=3&api_key=hunter2"}', f'checks[0].get: "api_key" {SECRET_IN_A_QUERY}'),
+    ('{post: "/a?pass%77ord=hunter2", body: 1}', f'checks[0].post: "password" {SECRET_IN_A_QUERY}'),
+    ("{get: /a, expect: {b: [{contains: x}]}}", f"checks[0].expect.b: 'contains' {INSIDE}"),
+    ("{get: /a, expect: {b: {c: {d: [{at_least: 1}]}}}}", f"checks[0].expect.b: 'at_least' {INSIDE}"),
     ("{pots: /a}", "checks[0].pots: unknown key; did you mean 'post'?"),
     ("{get: /a, status: 99}", "checks[0].status: expected an HTTP status from 100 to 599, got the number 99"),
     ('{get: /a, status: "200"}', 'checks[0].status: expected an HTTP status from 100 to 599, got "200"'),
@@ -655,16 +670,6 @@ def test_limits_are_added_to_the_defaults_key_by_key() -> None:
             "`device: cpu` and `require_gpu: true` exclude each other; write `require_gpu: false`, or"
             " another device",
         ),
-        (
-            {"smoke": "{limits: {max_latency: 1}}"},
-            "`limits: max_latency` is measured by repeating a check that is meant to succeed, and none"
-            " (of a status from 200 to 299) is declared",
-        ),
-        (
-            {"smoke": "{limits: {min_throughput: 1}, checks: [{get: /no, status: 404}]}"},
-            "`limits: min_throughput` is measured by repeating a check that is meant to succeed, and none"
-            " (of a status from 200 to 299) is declared",
-        ),
     ],
 )
 def test_what_no_run_can_pass_is_refused(keys: dict[str, str], message: str) -> None:
@@ -687,7 +692,7 @@ def test_every_word_is_read_and_all_others_are_taken_as_they_stand() -> None:
     spec = model(
         smoke="{checks: [{get: /h, expect: {a: {contains: x}, b: {matches: ^x}, c: {cosine: v},"
         " d: {cosine: w, at_least: 0.9}, e: {golden: g}, f: {at_least: 1}, g: {at_least: 1, at_most: 2},"
-        " h: {equals: {golden: 1}}, i: {content: x, at: 1}, j: [{contains: x}]}}]}"
+        " h: {equals: {golden: 1}}, i: {content: x, at: 1}, j: {equals: [{contains: x}]}}}]}"
     )
     (check,) = spec.smoke.checks
     assert list(check.expect.values()) == [
@@ -700,7 +705,7 @@ def test_every_word_is_read_and_all_others_are_taken_as_they_stand() -> None:
         Between(at_least=1.0, at_most=2.0),
         Equals(equals={"golden": 1}),
         {"content": "x", "at": 1},
-        [{"contains": "x"}],
+        Equals(equals=[{"contains": "x"}]),
     ]
     assert check.goldens == {"v": "c", "w": "d", "g": "e"}
     jsonschema.validate(read_yaml(Path("models.yaml")).data, json_schema())
@@ -973,6 +978,15 @@ def test_the_example_is_valid_by_the_loader_and_by_the_schema() -> None:
     jsonschema.validate(read_yaml(ROOT / "models.yaml").data, json_schema())
 
 
+def test_a_path_may_have_a_query_and_a_value_may_be_expected_as_it_stands() -> None:
+    found = model(
+        smoke='{checks: [{get: "/a?max_tokens=3&tokenizer=x", name: tokens, expect:'
+        " {a: {equals: [{contains: x}]}, b: [{content: x}, [1]]}}]}"
+    ).smoke.checks[0]
+    assert found.path == "/a?max_tokens=3&tokenizer=x"
+    assert found.expect["b"] == [{"content": "x"}, [1]]
+
+
 def test_every_key_has_a_description_and_texts_have_an_example() -> None:
     schema = json_schema()
     for holder in [schema, *schema["$defs"].values()]:
@@ -995,7 +1009,7 @@ def test_the_schema_refuses_what_the_loader_refuses() -> None:
             not_said.append(refused(text).split(": ", 2)[2])
     beyond_a_schema = (
         "secret|token|reserved|set by the image|JMESPath|takes|'get'|two checks|named twice|looks like a word"
-        "|regular expression|no number is so|\\\\n"
+        "|inside a list|regular expression|no number is so|\\\\n"
     )
     assert [message for message in not_said if not re.search(beyond_a_schema, message)] == []
     assert len(not_said) < len(texts) / 3

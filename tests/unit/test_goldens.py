@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from modelbake.config import CheckSpec, ModelSpec, SmokeSpec
 from modelbake.errors import GoldenError
-from modelbake.expectations import Answer
+from modelbake.expectations import Answer, difference
 from modelbake.expected import Cosine
 from modelbake.expected import Golden as GoldenExpected
 from modelbake.golden_update import changes, taken, updated
@@ -20,6 +21,7 @@ from modelbake.goldens import (
     read_goldens,
     request_digest,
     require_goldens,
+    why_not_kept,
     write_goldens,
 )
 
@@ -95,6 +97,9 @@ def test_no_file_is_no_goldens(tmp_path: Path) -> None:
         ('"device": "cpu"', '"device": 1', "device: "),
         ('"device": "cpu"', '"device": "cpu", "more": 1', "more: "),
         ('"value": "hi"', '"value": NaN', "NaN is not JSON"),
+        ('"value": "hi"', '"value": [-1e999]', "-1e999 is beyond all numbers"),
+        ('"device": "cpu"', '"device": "cpu", "device": "cpu"', "a key stands there twice"),
+        ('"value": "hi"', '"value": {"a": 1, "a": 2}', "a key stands there twice"),
         ('"value": "hi"', '"value": "hi"}', "is not a file of goldens"),
         ('"greeting"', '"Greeting one"', "goldens.'Greeting one': expected a name of lower-case"),
         ('"request": "sha256', '"request": "md5', "request: "),
@@ -189,6 +194,38 @@ def test_a_golden_is_not_larger_than_git_should_hold() -> None:
     assert set(taken(check(), answer({"vector": VECTOR, "text": "x" * 1000}))) == {"hello", "greeting"}, (
         "control"
     )
+
+
+def nested(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("text", [float("inf"), [float("-inf")], nested(300), {"a": nested(300)}])
+def test_what_no_file_can_keep_is_not_taken(text: Any) -> None:
+    assert why_not_kept(text).startswith("no file of goldens can keep it")
+    body = json.dumps({"text": text}).replace("Infinity", "1e999")
+    assert taken(check(expect={"text": GoldenExpected(golden="greeting")}), Answer(200, body, 0.1)) == {}
+
+
+@pytest.mark.parametrize("text", ["\ud800", nested(50), {"a": [1, 1.5, None, True, ""]}, 10**30, 1e-320])
+def test_what_is_taken_is_read_as_it_was(tmp_path: Path, text: Any) -> None:
+    asked = check(expect={"text": GoldenExpected(golden="greeting")})
+    values = taken(asked, Answer(200, json.dumps({"text": text}), 0.1))
+    made = updated(model(asked), values, lock=LOCK, device="cpu")
+    write_goldens(tmp_path, "m", made)
+    assert read_goldens(tmp_path, "m").values == {"greeting": text}
+
+
+def test_a_vector_is_as_good_as_its_own_golden() -> None:
+    vector = [random.Random(place).gauss(0, 1) for place in range(384)]
+    wanted = Cosine(cosine="hello", at_least=1)
+    values = taken(check(expect={"vector": wanted}), answer({"vector": vector}))
+    assert values["hello"] != vector and difference(wanted, vector, values) is None
+    off = difference(wanted, [vector[0] + 0.01, *vector[1:]], values)  # control
+    assert off is not None and off.startswith("0.9999")
 
 
 def test_only_what_checks_name_is_kept() -> None:

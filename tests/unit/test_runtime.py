@@ -382,6 +382,60 @@ def test_what_serves_nothing_cannot_be_asked(tmp_path: Path) -> None:
     assert said == f"models.yaml:4:70: models.m.smoke: {words}"
 
 
+@pytest.mark.parametrize(
+    ("defaults", "smoke", "said"),
+    [
+        ("{}", "{require_gpu: true}", "on a GPU or elsewhere: leave `require_gpu` out"),
+        ("{}", "{limits: {max_gpu_memory: 1 MB}}", "so nothing is measured: leave `limits` out"),
+        ("{}", "{tolerance: {load: '1%'}}", "so nothing is measured: leave `tolerance` out"),
+        ("{checks: [{get: /x}]}", "{}", "so nothing can be asked: write `checks: []` in the `smoke` of m"),
+        (
+            "{require_gpu: true}",
+            "{}",
+            "on a GPU or elsewhere: write `require_gpu: false` in the `smoke` of m",
+        ),
+    ],
+)
+def test_what_serves_nothing_is_neither_asked_nor_measured(
+    tmp_path: Path, defaults: str, smoke: str, said: str
+) -> None:
+    written(tmp_path, "weights", **DATA)
+    with pytest.raises(ConfigError) as caught:
+        check_runtimes(
+            config(tmp_path, f"{{smoke: {defaults}}}", m=f"runtime: weights, smoke: {smoke}"), tmp_path
+        )
+    (line,) = caught.value.message.splitlines()
+    assert line.endswith(f"models.m.smoke: runtime weights serves nothing, {said}")
+
+
+def test_what_the_defaults_measure_is_passed_over_where_nothing_serves(tmp_path: Path) -> None:
+    written(tmp_path, "weights", **DATA)
+    written(tmp_path, "embeddings")
+    smoke = "{limits: {min_throughput: 5}, tolerance: {load: '1%'}, require_gpu: true, checks: [{get: /x}]}"
+    defaults = f"{{smoke: {smoke}}}"
+    none = "smoke: {checks: [], require_gpu: false}"
+    check_runtimes(config(tmp_path, defaults, m=f"runtime: weights, {none}"), tmp_path)
+    with pytest.raises(ConfigError, match="`limits: min_throughput` is measured by repeating"):  # control
+        check_runtimes(config(tmp_path, defaults, m=f"runtime: embeddings, {none}"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "smoke"),
+    [
+        ("max_latency", "{limits: {max_latency: 1}}"),
+        ("min_throughput", "{limits: {min_throughput: 1}, checks: [{get: /no, status: 404}]}"),
+    ],
+)
+def test_what_no_run_can_measure_is_refused(tmp_path: Path, key: str, smoke: str) -> None:
+    written(tmp_path, "embeddings")
+    with pytest.raises(ConfigError) as caught:
+        check_runtimes(config(tmp_path, "{}", m=f"runtime: embeddings, smoke: {smoke}"), tmp_path)
+    said = f"`limits: {key}` is measured by repeating a check that is meant to succeed, and none (of a status"
+    assert caught.value.message.endswith(f": models.m.smoke: {said} from 200 to 299) is declared")
+    answered = "{limits: {max_latency: 1, min_throughput: 1}, checks: [{get: /h}]}"
+    check_runtimes(config(tmp_path, "{}", m=f"runtime: embeddings, smoke: {answered}"), tmp_path)  # control
+
+
 def test_what_serves_nothing_has_no_server(tmp_path: Path) -> None:
     written(tmp_path, "weights", **{**DATA, "port": "8000", "command": "[true]"})
     assert [line.partition(": ")[2] for line in refused(tmp_path, "weights")] == [

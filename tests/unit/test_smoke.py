@@ -23,7 +23,9 @@ from modelbake.containers import ContainerState, ExecResult
 from modelbake.engine import EngineInfo, LocalImage
 from modelbake.errors import GpuUnavailable, NotReady, SmokeError, UsageError
 from modelbake.exercise import exercise
+from modelbake.expectations import Answer
 from modelbake.expected import Cosine, Golden
+from modelbake.golden_update import taken
 from modelbake.gpus import ALL, Gpus
 from modelbake.measurements import Sample, label_of, parse_metrics, percentile, summarize, total
 from modelbake.output import Output
@@ -165,11 +167,16 @@ def model(device: str) -> ModelSpec:
 
 
 def carry_out(
-    container: Process, smoke: SmokeSpec, run: Run, goldens: Mapping[str, Any] | None = NO_GOLDENS
+    container: Process,
+    smoke: SmokeSpec,
+    run: Run,
+    goldens: Mapping[str, Any] | None = NO_GOLDENS,
+    *,
+    gpu: bool = False,
 ) -> str:
     log = io.StringIO()
     output = Output(stderr=log)
-    exercise(container, smoke, container.port, "/health", run, gpu=False, output=output, goldens=goldens)
+    exercise(container, smoke, container.port, "/health", run, gpu=gpu, output=output, goldens=goldens)
     return log.getvalue()
 
 
@@ -239,7 +246,7 @@ def test_an_answer_is_compared_with_its_golden(tmp_path: Path) -> None:
         carry_out(container, spec(golden, near), run, {"greeting": "ho", "direction": [1, -1]})
     assert [check.problems for check in run.failed] == [
         ('echo: expected golden "greeting", got "hi"; from character 2 on it is "i", and the golden "o"',),
-        ('[n, n]: expected a cosine of at least 0.999 to golden "direction", got 0.000000',),
+        ('[n, n]: expected a cosine of at least 0.999 to golden "direction", got 0.000000000',),
     ]
 
 
@@ -260,6 +267,23 @@ def test_answers_are_taken_for_goldens(tmp_path: Path) -> None:
     ]
 
 
+def test_an_answer_that_no_file_keeps_fails_its_check(tmp_path: Path) -> None:
+    """1e999 is JSON for some, and no file of goldens could be read with it."""
+    expect = {"big": Golden(golden="big")}
+    made = judge_check(
+        echo("hi", expect=expect),
+        Response(status=200, body='{"big": [1e999]}', seconds=0.1),
+        taken(echo("hi", expect=expect), Answer(200, '{"big": [1e999]}', 0.1)),
+    )
+    assert not made.report.passed
+    assert made.problems[0].startswith('big: expected golden "big", got [Infinity]; no file of goldens can')
+    body = '{"big": [1e99]}'
+    kept = taken(echo("hi", expect=expect), Answer(200, body, 0.1))
+    assert judge_check(  # control
+        echo("hi", expect=expect), Response(status=200, body=body, seconds=0.1), kept
+    ).report.passed
+
+
 def test_limits_are_judged_by_what_was_measured(tmp_path: Path) -> None:
     limits: dict[str, Any] = {
         "max_load_seconds": 0.5,
@@ -271,7 +295,6 @@ def test_limits_are_judged_by_what_was_measured(tmp_path: Path) -> None:
     with serving(tmp_path, "good") as container:
         log = carry_out(container, spec(echo(), limits=Limits(**limits)), run)
     assert [check.report.name for check in run.checks[3:]] == [
-        "limit: max_gpu_memory",
         "limit: max_load_seconds",
         "limit: min_throughput",
         "limit: max_latency",
@@ -280,6 +303,7 @@ def test_limits_are_judged_by_what_was_measured(tmp_path: Path) -> None:
         "  limit: max_load_seconds: expected at most 0.5 s, got 0.75 s"
     ]
     assert "warning: limit: max_gpu_memory: not measured, because the run was on a CPU" in log
+    assert "max_gpu_memory: as expected" not in log and "min_throughput: as expected" in log
 
 
 def test_repeats_that_fail_fail_the_run(tmp_path: Path) -> None:
@@ -513,22 +537,56 @@ def probed(metrics: str | None = METRICS, driver: Driver | None = None) -> Probe
     return Probed(responses=(), repeat=repeat, metrics=metrics, driver=driver)
 
 
+def problems_of(measured: Probed, *facts: str, require_gpu: bool = False) -> tuple[str, ...]:
+    verdict = judge_device(measured, *facts, require_gpu=require_gpu)
+    assert verdict is not None
+    return verdict.problems
+
+
 def test_a_gpu_that_is_not_used_fails_the_run() -> None:
-    assert judge_device(probed()).problems == ("the server's device: expected cuda, got cpu",)
-    assert judge_device(probed('modelbake_info{device="cuda:0"} 1')).problems == ()
-    assert judge_device(probed(None)).problems == ()
+    for required in (False, True):
+        assert problems_of(probed(), require_gpu=required) == ("the server's device: expected cuda, got cpu",)
+        assert problems_of(probed('modelbake_info{device="cuda:0"} 1'), require_gpu=required) == ()
+
+
+@pytest.mark.parametrize("used", [None, 0, 4 << 20])
+def test_a_gpu_of_which_nothing_is_seen_is_not_taken_for_used(used: int | None) -> None:
+    for measured in (
+        probed(None, Driver(gpu="H100", memory_used_bytes=used)),
+        probed("", Driver(gpu="H100", memory_used_bytes=used)),
+        probed(None),
+    ):
+        assert judge_device(measured) is None
+        (problem,) = problems_of(measured, require_gpu=True)
+        assert "no sign of it (/metrics has no modelbake_info{device}, and the driver shows" in problem
+
+
+def test_a_gpu_that_the_driver_sees_in_use_is_used() -> None:
+    measured = probed(None, Driver(gpu="H100", memory_used_bytes=500 << 20))
+    assert problems_of(measured) == problems_of(measured, require_gpu=True) == ()
+
+
+def test_a_server_that_says_nothing_of_its_gpu_is_warned_of(tmp_path: Path) -> None:
+    with serving(tmp_path, "good") as container:
+        run = Run()
+        log = carry_out(container, spec(echo()), run, gpu=True)
+        assert "warning: gpu: not checked" in log and not run.failed
+        assert "gpu" not in [check.report.name for check in run.checks]
+        run = Run()
+        log = carry_out(container, spec(echo(), require_gpu=True), run, gpu=True)
+        assert [check.report.name for check in run.failed] == ["gpu"] and "not checked" not in log
 
 
 def test_a_driver_that_is_too_old_is_named() -> None:
     log = (
         "UserWarning: CUDA initialization: The NVIDIA driver on your system is too old (found version 12040)."
     )
-    (problem,) = judge_device(probed(), log, "13.0").problems
+    (problem,) = problems_of(probed(), log, "13.0")
     assert problem.startswith(
         "the server's device: expected cuda, got cpu"
         " (the image has CUDA 13.0, and the host's driver goes up to CUDA 12.4; update the host's"
     )
-    assert judge_device(probed('modelbake_info{device="cuda:0"} 1'), log, "13.0").problems == ()
+    assert problems_of(probed('modelbake_info{device="cuda:0"} 1'), log, "13.0") == ()
     ended, hint = why_ended(ContainerState(False, 70, False), log, "13.0")
     assert ended.endswith("exit code 70: the image has CUDA 13.0, and the host's driver goes up to CUDA 12.4")
     assert "update the host's NVIDIA driver" in hint

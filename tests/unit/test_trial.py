@@ -34,8 +34,15 @@ def test_a_run_that_cannot_lead_to_a_release_is_not_begun(tmp_path: Path) -> Non
         trial(tmp_path).require_possible(model("cuda"), False)
     with pytest.raises(UsageError, match="`device: cpu`"):
         trial(tmp_path, gpus=ALL).require_possible(model("cpu"), True)
+    with pytest.raises(UsageError, match="--gpus names GPUs, and the model's runtime serves nothing"):
+        trial(tmp_path, gpus=ALL).require_possible(model(), True, serves=False)
     with pytest.raises(GoldenError, match="golden greeting is missing"):
         trial(tmp_path).require_possible(model(golden=True), False)
+
+
+def test_what_serves_nothing_needs_no_gpu(tmp_path: Path) -> None:
+    trial(tmp_path).require_possible(model("cuda"), False, serves=False)
+    trial(tmp_path, gpus=ALL).require_possible(model(), True)  # control
 
 
 def test_a_run_that_can_is(tmp_path: Path) -> None:
