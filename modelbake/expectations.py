@@ -16,6 +16,7 @@ import jmespath
 import jmespath.exceptions
 
 from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches, golden_of
+from modelbake.goldens import why_not_kept
 from modelbake.patterns import SearchError, found
 from modelbake.validation import Entry
 from modelbake.vectors import cosine, is_number, is_vector
@@ -128,7 +129,8 @@ def difference(wanted: Any, value: Any, goldens: Mapping[str, Any] = _NO_GOLDENS
         except SearchError as error:
             return f"{came} ({error})"
     if (name := golden_of(wanted)) is not None and name not in goldens:
-        return f"{came}; there is no such golden"
+        # Of a run that takes goldens only: what it could not take it has not.
+        return f"{came}; {why_not_kept(value) or 'there is no such golden'}"
     if isinstance(wanted, Cosine):
         golden = goldens[wanted.cosine]
         if not is_vector(value):

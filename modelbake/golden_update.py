@@ -86,7 +86,8 @@ def _changed(before: Any, value: Any) -> str:
     if is_vector(before) and is_vector(value) and len(before) == len(value):
         return f"{_described(value)}, of cosine {cosine(before, value):.6f} to the one before"
     words = difference(GoldenExpected(golden="before"), value, {"before": before})
-    return words or shorten(value)
+    # What was the golden before is none any more.
+    return (words or shorten(value)).replace("; the golden ", "; the one before ", 1)
 
 
 def _described(value: Any) -> str:

@@ -181,8 +181,8 @@ def in_words(told: dict[str, Any], host: str) -> list[str]:
         )
     else:
         lines.append(
-            f"runtime    {runtime['name']}: not in the registry yet; an engine builds it once, its size is"
-            " known then, and which layer order `auto` is"
+            f"runtime    {runtime['name']}: not in the registry yet; an engine builds it once."
+            " Only then its size is known, and with it the layer order that `auto` takes"
         )
     if orders:
         lines.append(f"order      {told['layer_order']}; what a host with Docker's classic store pulls:")

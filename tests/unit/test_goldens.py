@@ -249,6 +249,6 @@ def test_an_update_says_what_changes() -> None:
     assert changes(Goldens(), goldens()) == ['greeting: new, "hi"', "hello: new, a vector of 3 numbers"]
     longer = changes(goldens(), goldens(hello=[1.0, 2.0], greeting={"a": 1}))
     assert longer == [
-        'greeting: {"a": 1}; the golden is text: "hi"',
-        "hello: [1.0, 2.0]; the golden is [0.25, -1.0, 2.0]",
+        'greeting: {"a": 1}; the one before is text: "hi"',
+        "hello: [1.0, 2.0]; the one before is [0.25, -1.0, 2.0]",
     ]

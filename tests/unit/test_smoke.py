@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -42,6 +41,7 @@ from modelbake.verdict import (
     judged,
     make_report,
 )
+from tests.servers.running import free_port
 from tests.unit.reporting import ASKED, IMAGE_ID
 
 NO_GOLDENS: Mapping[str, Any] = {}
@@ -104,9 +104,7 @@ class Process:
     """A server process in place of a container."""
 
     def __init__(self, folder: Path, mode: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

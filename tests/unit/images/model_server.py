@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import yaml
+
+from tests.servers.running import free_port
 
 IMAGES = Path(__file__).parents[3] / "images"
 
@@ -50,8 +51,7 @@ class ModelServer:
 
     def __init__(self, runtime: str, weights: Path, folder: Path, **environment: str) -> None:
         image = yaml.safe_load((IMAGES / runtime / "runtime.yaml").read_text())["env"]
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = int(listener.getsockname()[1])
+        self.port = free_port()
         self.output = folder / f"{runtime}-{self.port}.log"
         own = {
             "MODELBAKE_WEIGHTS": str(weights),
