@@ -18,6 +18,7 @@ import jmespath.exceptions
 from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches, golden_of
 from modelbake.goldens import why_not_kept
 from modelbake.patterns import SearchError, found
+from modelbake.records import refuse_constant
 from modelbake.validation import Entry
 from modelbake.vectors import cosine, is_number, is_vector
 
@@ -104,7 +105,7 @@ def read_body(answer: Answer) -> Any:
     if answer.truncated:
         raise ValueError("it is too long")
     try:
-        return json.loads(answer.body, parse_constant=_refuse_constant)
+        return json.loads(answer.body, parse_constant=refuse_constant)
     except RecursionError as error:
         raise ValueError(str(error)) from error
 
@@ -265,7 +266,3 @@ def _within(expected: Between, actual: float) -> bool:
     return (expected.at_least is None or actual >= expected.at_least) and (
         expected.at_most is None or actual <= expected.at_most
     )
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

@@ -9,40 +9,34 @@ The file is sorted JSON, and the same answers give the same bytes. Only `smoke -
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from modelbake import grammar
 from modelbake.errors import GoldenError
 from modelbake.lockfile import replace_file
+from modelbake.records import Digest, Record, json_digest, parse
 
 if TYPE_CHECKING:
     from modelbake.config import CheckSpec, ModelSpec
 
 _LARGEST = 64 << 20  # bytes of a file
-_Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-class _Entry(_Part):
-    request: _Digest
+class _Entry(Record):
+    request: Digest
     value: JsonValue
 
 
-class _File(_Part):
+class _File(Record):
     schema_: Literal[1] = Field(default=1, alias="schema")
     model: str
-    lock: _Digest
+    lock: Digest
     device: str
     goldens: dict[str, _Entry]
 
@@ -77,7 +71,7 @@ def goldens_path(root: Path, model: str) -> Path:
 def request_digest(check: CheckSpec, expression: str) -> str:
     """Return `sha256:...` of what a golden is the answer to."""
     asked = {"method": check.method, "path": check.path, "body": check.body, "expression": expression}
-    return f"sha256:{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}"
+    return json_digest(asked)
 
 
 def wanted_goldens(model: ModelSpec) -> dict[str, tuple[CheckSpec, str]]:
@@ -103,7 +97,7 @@ def read_goldens(root: Path, model: str) -> Goldens:
     if len(raw) > _LARGEST:
         raise GoldenError(f"is larger than {_LARGEST} bytes", subject=str(path), hint=hint)
     try:
-        found = _File.model_validate(_parsed(raw))
+        found = _File.model_validate(parse(raw))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -177,38 +171,12 @@ def encode_goldens(model: str, goldens: Goldens) -> bytes:
 def why_not_kept(value: Any) -> str:
     """Return why a value cannot be a golden, "" where it can: a file of it has to be read again as it was."""
     try:
-        again = _Entry.model_validate({"request": f"sha256:{'0' * 64}", "value": _parsed(json.dumps(value))})
+        again = _Entry.model_validate({"request": f"sha256:{'0' * 64}", "value": parse(json.dumps(value))})
     except (ValueError, RecursionError):  # pydantic's error is a ValueError
         return "no file of goldens can keep it: it has a number beyond all others, or is nested too deeply"
     return "" if again.value == value else "no file of goldens can keep it as it is"
 
 
-def _parsed(text: str | bytes) -> Any:
-    return json.loads(
-        text,
-        parse_constant=_refuse_constant,
-        parse_float=_finite,
-        object_pairs_hook=_without_duplicates,
-    )
-
-
-def _finite(text: str) -> float:
-    if math.isinf(number := float(text)):
-        raise ValueError(f"{text[:20]} is beyond all numbers")
-    return number
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return document
-
-
 def remedy(model: str) -> str:
     """Return the commands that make goldens, for hints."""
     return f"`build.py smoke {model} --update-goldens` (or `publish` with it)"
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

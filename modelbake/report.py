@@ -6,19 +6,17 @@ refused. That keeps out mistakes, not malice; who can write reports can also run
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from modelbake import grammar
 from modelbake.errors import ReportMissing, SmokeError
+from modelbake.lockfile import replace_file
+from modelbake.records import Digest, Record, json_digest, parse
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
@@ -26,17 +24,12 @@ if TYPE_CHECKING:
 LARGEST_REPORT = 16 << 20  # bytes
 MOST_BYTES = 2**63 - 1  # that anything can have; a larger number has no place among floats
 
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0, le=MOST_BYTES)]
 Moment = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-class EngineFacts(_Part):
+class EngineFacts(Record):
     """The engine that the image ran on."""
 
     version: str
@@ -46,7 +39,7 @@ class EngineFacts(_Part):
     store: str
 
 
-class Latency(_Part):
+class Latency(Record):
     """Seconds from request to whole answer, over the repeated first check."""
 
     p50: Amount
@@ -54,14 +47,14 @@ class Latency(_Part):
     max: Amount
 
 
-class GpuMemory(_Part):
+class GpuMemory(Record):
     """Bytes: torch.cuda's peak as the server counts it; the driver's use of all visible GPUs at the end."""
 
     torch_peak_bytes: Bytes | None
     driver_bytes: Bytes | None
 
 
-class CheckReport(_Part):
+class CheckReport(Record):
     """One check: what was expected, what came. `seconds` is how long its answer took."""
 
     name: str
@@ -71,7 +64,7 @@ class CheckReport(_Part):
     seconds: Amount
 
 
-class Report(_Part):
+class Report(Record):
     """A smoke run. Seconds are wall time; what was never reached is None.
 
     `asked` is the digest of what the model declared for this run (`asked_of`), `request` that of the one
@@ -119,7 +112,7 @@ def asked_of(model: ModelSpec, goldens: Mapping[str, Any]) -> str:
     A report is about an image and these: it says nothing of a check that was declared after it.
     """
     named = {name for check in model.smoke.checks for name in check.goldens}
-    return _digest_of(
+    return json_digest(
         {
             "device": model.device,
             # What may be tolerated is asked of a release, not of a run.
@@ -137,11 +130,7 @@ def request_of(model: ModelSpec) -> str | None:
     check = model.smoke.meant_to_succeed
     if check is None:
         return None
-    return _digest_of({"method": check.method, "path": check.path, "body": check.body})
-
-
-def _digest_of(document: Any) -> str:
-    return f"sha256:{hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()}"
+    return json_digest({"method": check.method, "path": check.path, "body": check.body})
 
 
 def report_path(root: Path, model: str, version: str) -> Path:
@@ -162,15 +151,7 @@ def write_report(root: Path, report: Report) -> Path:
     path = report_path(root, report.model, report.version)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(encode_report(report))
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, encode_report(report))
     except OSError as error:
         raise SmokeError(f"the report cannot be written ({error.strerror})", subject=str(path)) from error
     return path
@@ -233,31 +214,11 @@ def decode_report(raw: bytes, *, subject: str, hint: str = "") -> Report:
 def _strict_json(raw: bytes) -> Any:
     """Return a JSON document that can be written again; ValueError for what no report has.
 
-    Python's reader takes NaN and Infinity, makes infinity of 1e999, and half characters of `\\ud800`.
+    Python's reader makes half characters of `\\ud800`.
     """
-    document = json.loads(
-        raw, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_float=_finite
-    )
+    document = parse(raw)
     try:
         json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair is no character") from None
-    return document
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is beyond all numbers")
-    return number
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key stands there twice")
     return document
