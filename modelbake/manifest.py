@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from modelbake.errors import RegistryError
+from modelbake.errors import ReadBackMismatch, RegistryError
 
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -116,3 +116,21 @@ class Manifest:
 def digest_of(body: bytes) -> str:
     """Return `sha256:` and the hex digest of the bytes."""
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def is_image(manifest: Manifest, image_id: str, store: str) -> bool:
+    """Tell whether a manifest is that of a local image.
+
+    The classic store names an image by its configuration's digest, the containerd store by its manifest's.
+    """
+    if store == "containerd":
+        return manifest.digest == image_id
+    return not manifest.is_index and manifest.config.digest == image_id
+
+
+def choose_manifest(index: Manifest, platform: str) -> Descriptor:
+    """Return an index's entry for a platform (`linux/amd64`). Raises ReadBackMismatch where there is none."""
+    for entry in index.manifests:
+        if entry.platform == platform:
+            return entry
+    raise ReadBackMismatch(f"the index has no manifest for {platform}", subject=index.digest)

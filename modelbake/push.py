@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.engine_stream import telling
 from modelbake.errors import ReadBackMismatch, ReportMissing
-from modelbake.manifest import Descriptor, Manifest
+from modelbake.manifest import Manifest, choose_manifest, is_image
 from modelbake.registry import Registry
 from modelbake.regression import Gate
 from modelbake.report import Report, read_report
@@ -145,24 +145,6 @@ def require_passing_report(
             hint=hint,
         )
     return report
-
-
-def is_image(manifest: Manifest, image_id: str, store: str) -> bool:
-    """Tell whether a manifest is that of a local image.
-
-    The classic store names an image by its configuration's digest, the containerd store by its manifest's.
-    """
-    if store == "containerd":
-        return manifest.digest == image_id
-    return not manifest.is_index and manifest.config.digest == image_id
-
-
-def choose_manifest(index: Manifest, platform: str) -> Descriptor:
-    """Return an index's entry for a platform (`linux/amd64`). Raises ReadBackMismatch where there is none."""
-    for entry in index.manifests:
-        if entry.platform == platform:
-            return entry
-    raise ReadBackMismatch(f"the index has no manifest for {platform}", subject=index.digest)
 
 
 @dataclass(frozen=True)

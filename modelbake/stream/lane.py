@@ -25,9 +25,7 @@ from modelbake.manifest import Manifest
 from modelbake.parallel import parallel, pausing
 from modelbake.plan import BuildPlan
 from modelbake.registry import Registry
-from modelbake.regression import Gate
-from modelbake.reportstore import keep_report
-from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY
+from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY, ToleranceEntry
 from modelbake.stream.assembly import RuntimeImage, choose_order
 from modelbake.stream.forecast import Facts
 from modelbake.stream.identity import is_of_plan, plan_digest_of
@@ -331,14 +329,9 @@ class Lane:
         )
         if engine is None:
             return reference
-        gate = Gate(
-            self.target,
-            self._plan.name,
-            self._plan.version,
-            self._plan.spec.smoke.tolerance,
-            self._output,
-        )
-        report = self._prove(manifest, engine, gate, layers_from)
+        from modelbake.reportstore import keep_report
+
+        report = self._prove(manifest, engine, self._plan.spec.smoke.tolerance, layers_from)
         if self._trial.update_goldens:
             # A run that takes its own answers for right proves nothing: a person looks at them first.
             self._output.event(
@@ -360,8 +353,9 @@ class Lane:
         return reference
 
     def _prove(
-        self, manifest: Manifest, engine: Engine, gate: Gate | None, layers_from: str | None = None
+        self, manifest: Manifest, engine: Engine, tolerance: ToleranceEntry, layers_from: str | None = None
     ) -> Report:
+        from modelbake.regression import Gate
         from modelbake.stream.proving import prove
 
         return prove(
@@ -371,7 +365,7 @@ class Lane:
             manifest,
             credentials=self._credentials,
             trial=self._trial,
-            gate=gate,
+            gate=Gate(self.target, self._plan.name, self._plan.version, tolerance, self._output),
             output=self._output,
             layers_from=layers_from or self.weights.name,
             layout=layers_from is not None,
@@ -380,7 +374,8 @@ class Lane:
     def _retake_goldens(self, released: Manifest) -> None:
         """Take a released image's answers as goldens where that is asked for; nothing else is left to do."""
         if self._asked_trial is not None and self._asked_trial.update_goldens:
-            self._prove(released, self._engine_for_smoke(), None)
+            # It is released: nothing is left to compare it with.
+            self._prove(released, self._engine_for_smoke(), ToleranceEntry())
 
     def _reference(self, manifest: Manifest) -> str:
         return f"{self._plan.repository}@{manifest.digest}"

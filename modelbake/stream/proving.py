@@ -31,7 +31,7 @@ def prove(
     *,
     credentials: RegistryCredentials | None,
     trial: Trial,
-    gate: Gate | None,
+    gate: Gate,
     output: Output,
     layers_from: str,
     layout: bool,
@@ -47,7 +47,7 @@ def prove(
         manifest: what is there.
         credentials: the registry's, for the engine.
         trial: how it is tested, and where its report is.
-        gate: how much worse than the version before it may be; None: as much as it likes.
+        gate: how much worse than the version before it may be.
         output: where progress goes.
         layers_from: the repository that remembers layers, or the folder of the OCI layout, for a hint.
         layout: whether it is a layout.
@@ -65,10 +65,9 @@ def prove(
         except ReportMissing:
             pass
         else:
-            if gate is None or gate.lets_pass(kept):
+            if gate.lets_pass(kept):
                 output.event("smoke_kept", f"{plan.name} {plan.version} has passed before")
-                if gate is not None:
-                    gate.require(kept)
+                gate.require(kept)
                 return kept
     try:
         report = trial.run(engine, plan, image, output)
@@ -77,8 +76,7 @@ def prove(
             wrong = wrong_groups(plan, manifest, error.message)
             error.hint = _remedy(wrong, layers_from, layout)
         raise
-    if gate is not None:
-        gate.require(report)
+    gate.require(report)
     return report
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from modelbake.dockerconfig import RegistryAuth
 from modelbake.errors import ReadBackMismatch
+from modelbake.manifest import choose_manifest, is_image
 from modelbake.plan import LABEL_PREFIX, BuildPlan
-from modelbake.push import choose_manifest, is_image
 from modelbake.stream.assembly import RuntimeImage, read_runtime, runtime_manifest
 from modelbake.stream.repository import RegistryRepository, read_document
 from modelbake.stream.whiteouts import names_of, over_weights

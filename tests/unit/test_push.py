@@ -9,8 +9,8 @@ import pytest
 
 from modelbake.engine import LocalImage
 from modelbake.errors import ReadBackMismatch, RegistryError, ReportMissing
-from modelbake.manifest import OCI_INDEX, OCI_MANIFEST, Manifest
-from modelbake.push import choose_manifest, is_image, require_passing_report
+from modelbake.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, choose_manifest, is_image
+from modelbake.push import require_passing_report
 from modelbake.report import write_report
 from tests.unit.reporting import ASKED, IMAGE_ID, report
 
