@@ -1,0 +1,94 @@
+"""Counts the faults that tests inject, by the promise they attack (see `tests/promises.py`).
+
+``--faults FILE`` runs only the tests that attack a promise and their controls, and writes the counts as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.promises import PROMISES
+
+_KINDS = ("promise", "control")
+_ROW = ("tried", "through", "skipped", "controls", "controls_missed")
+
+
+@dataclass
+class Tally:
+    """How many faults one test has injected."""
+
+    tried: int = 0
+
+    def count(self, cases: int = 1) -> None:
+        """Count faults that were injected."""
+        self.tried += cases
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """For a test that injects several faults, or as many as hypothesis likes."""
+    counted = Tally()
+    yield counted
+    request.node.user_properties.append(("tried", counted.tried))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", type=Path, metavar="FILE", help="run the fault tests; write their counts")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    others = []
+    for item in items:
+        marks = [mark for kind in _KINDS for mark in item.iter_markers(kind)]
+        unknown = [key for mark in marks for key in mark.args if key not in PROMISES]
+        if unknown:
+            raise pytest.UsageError(f"{item.nodeid}: no promise {unknown[0]!r} in tests/promises.py")
+        item.user_properties += [(mark.name, key) for mark in marks for key in mark.args]
+        if not marks:
+            others.append(item)
+    if config.getoption("--faults"):
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--faults") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Counter(config))
+
+
+class _Counter:
+    """Adds up what the tests report, those of other processes too."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._file: Path = config.getoption("--faults")
+        self._counts: dict[str, dict[str, int]] = {}
+        self._skipped: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        # Set-up and teardown count only where they fail; what `tally` counted is known after teardown.
+        properties: list[tuple[str, Any]] = report.user_properties
+        if report.skipped:
+            self._skipped.add(report.nodeid)
+        for kind, key in properties:
+            if kind not in _KINDS:
+                continue
+            row = self._counts.setdefault(key, dict.fromkeys(_ROW, 0))
+            wrong = report.failed
+            if kind == "control":
+                row["controls"] += report.when == "call" or wrong
+                row["controls_missed"] += wrong
+                continue
+            row["through"] += wrong
+            row["skipped"] += report.skipped
+            if report.when == "teardown" and report.nodeid not in self._skipped:
+                counted = [count for name, count in properties if name == "tried"]
+                row["tried"] += counted[0] if counted else 1
+
+    def pytest_sessionfinish(self) -> None:
+        self._file.write_text(json.dumps(self._counts, indent=1, sort_keys=True) + "\n")
