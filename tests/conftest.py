@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts what it runs in the background with Ctrl-C ignored: tests that send it would wait for ever.
+    # A shell starts what it runs in the background with Ctrl-C ignored: tests that send it would wait
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--faults") and not hasattr(config, "workerinput"):
