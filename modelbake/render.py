@@ -33,6 +33,7 @@ PROGRAMS = (
     "builder/persistence.py",
     "builder/pip_errors.py",
     "builder/requirements.txt",
+    "builder/samples.py",
     "builder/slim.py",
     "builder/slim_rules.py",
     "builder/stub.py",
@@ -48,6 +49,7 @@ PROGRAMS = (
     "start/start.py",
     "start/weight_files.py",
     "start/weight_headers.py",
+    "start/weight_sample.py",
 )
 # And with that of a runtime alone.
 _INSTALLERS = ("builder/install.py", "builder/pip_errors.py", "builder/venvs.py")
