@@ -40,6 +40,7 @@ PROGRAMS = (
     "builder/transfer.py",
     "builder/tree.py",
     "start/chat_parameters.py",
+    "start/chat_service.py",
     "start/load_report.py",
     "builder/venvs.py",
     "start/model_metrics.py",
