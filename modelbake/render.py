@@ -59,8 +59,9 @@ RUNTIME_PROGRAMS = tuple(
     program for program in PROGRAMS if program.startswith("start/") or program in (*_INSTALLERS, *_SLIMMERS)
 )
 # A changed rule of slimming must not fetch weights again, so their stages do not have these.
-_FETCHERS = tuple(
-    program for program in PROGRAMS if program.startswith("builder/") and program not in _SLIMMERS
+_FETCHERS = (
+    *(program for program in PROGRAMS if program.startswith("builder/") and program not in _SLIMMERS),
+    "start/weight_sample.py",
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
