@@ -25,7 +25,7 @@ def stored_groups(weights: Repository, spec: WeightsSpec, jobs: int) -> list[str
 
 
 def previous_release(target: RegistryRepository, version: str) -> tuple[str, Manifest] | None:
-    """Return the newest release before a version, and its manifest; None without one. Raises RegistryError."""
+    """Return the newest release before a version, with its manifest. Raises RegistryError."""
     released = released_versions(target.registry, target.path)
     newest = next((older for older in released if precedence(older) < precedence(version)), None)
     if newest is None:
