@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench import slim
+from bench.changes import CHANGES
 from bench.results import Row
-from bench.story import CHANGES, Pulled, Story, median
+from bench.steps import Pulled
+from bench.story import Story, median
 
 Figure = tuple[float, str]  # the value, and what else is to be known
 _MB = 1_000_000

@@ -25,7 +25,7 @@ from bench.weights import write_weights
 from tests.servers.environment import ROOT
 
 _CHUNK = 1 << 20  # bytes at a time, as start.py
-_PROGRAMS = ("start.py", "weight_files.py", "weight_headers.py")
+_PROGRAMS = ("start.py", "weight_files.py", "weight_headers.py", "weight_sample.py")
 
 
 @dataclass

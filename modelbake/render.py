@@ -33,12 +33,14 @@ PROGRAMS = (
     "builder/persistence.py",
     "builder/pip_errors.py",
     "builder/requirements.txt",
+    "builder/samples.py",
     "builder/slim.py",
     "builder/slim_rules.py",
     "builder/stub.py",
     "builder/transfer.py",
     "builder/tree.py",
     "start/chat_parameters.py",
+    "start/chat_service.py",
     "start/load_report.py",
     "builder/venvs.py",
     "start/model_metrics.py",
@@ -48,6 +50,7 @@ PROGRAMS = (
     "start/start.py",
     "start/weight_files.py",
     "start/weight_headers.py",
+    "start/weight_sample.py",
 )
 # And with that of a runtime alone.
 _INSTALLERS = ("builder/install.py", "builder/pip_errors.py", "builder/venvs.py")
@@ -56,8 +59,9 @@ RUNTIME_PROGRAMS = tuple(
     program for program in PROGRAMS if program.startswith("start/") or program in (*_INSTALLERS, *_SLIMMERS)
 )
 # A changed rule of slimming must not fetch weights again, so their stages do not have these.
-_FETCHERS = tuple(
-    program for program in PROGRAMS if program.startswith("builder/") and program not in _SLIMMERS
+_FETCHERS = (
+    *(program for program in PROGRAMS if program.startswith("builder/") and program not in _SLIMMERS),
+    "start/weight_sample.py",
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 

@@ -330,8 +330,8 @@ class Settings(Entry):
     verify: Verify = Field(
         default="full",
         description="What every start compares with the manifest before it serves. full: every byte. quick:"
-        " names, kinds and sizes, headers, and the bytes of the smallest files, 256 MiB at most. off:"
-        " nothing; the log warns of it.",
+        " names, kinds and sizes, the bytes of the smallest files, 256 MiB at most, and of each other one its"
+        " header and a sample of 4 MiB. off: nothing; the log warns of it.",
     )
     max_size: MaxSize | None = Field(
         default=None,

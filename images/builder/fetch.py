@@ -1,9 +1,10 @@
 """Fetch the files of a manifest from a hub, prove every byte, and leave a folder that holds exactly them.
 
-    python fetch.py MANIFEST DEST
+    python fetch.py MANIFEST DEST [--samples FOLDER]
 
 MANIFEST  {"schema": 1, "files": [{"path", "size", "sha256"}]}: what to fetch
 DEST      the folder; afterwards files are 0444, folders 0555, everything root's and from 1970
+FOLDER    for a sample of each large file, see samples.py; there is none where no file is large
 
 Where to fetch from and with what right stands in files of the secrets folder (/run/secrets), where a
 BuildKit secret mount is; nothing is taken from arguments or the environment:
@@ -42,6 +43,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from events import Code, Events, FetchError
 from manifest import Entry, HubSource, read_manifest, read_sources
+from samples import write_samples
 from tree import Destination, is_full
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Request:
 
     manifest: Path
     destination: Path
+    samples: Path | None
     secrets: Path
     jobs: int
     connect: float
@@ -103,6 +106,7 @@ def _parse(arguments: Sequence[str]) -> Request:
     )
     parser.add_argument("manifest", type=Path, metavar="MANIFEST")
     parser.add_argument("destination", type=Path, metavar="DEST")
+    parser.add_argument("--samples", type=Path, metavar="FOLDER", help="default: no samples are taken")
     parser.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=4, help="files at once; default: %(default)s")
     parser.add_argument(
@@ -185,6 +189,8 @@ def _fetch(request: Request, token: str | None, scratch: Path, events: Events) -
             _require_room(destination, wanted)
             _fetch_all(request, source, token, authorities, wanted, destination, events)
             destination.seal(entries)
+            if request.samples is not None:
+                write_samples(request.samples, destination.samples(entries))
         except BaseException as error:
             destination.abandon()
             if isinstance(error, OSError) and is_full(error):

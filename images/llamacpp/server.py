@@ -7,18 +7,15 @@ what chat_parameters.py knows gets there. The rest is serving.py's.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 try:
     import serving
@@ -28,54 +25,23 @@ except ModuleNotFoundError:  # Outside of an image, where it lies beside this ru
 
 import chat_parameters
 import gguf_file
-import openai_api
+from chat_service import ChatService, Emit, End, Piece
 from openai_api import ApiError
-from serving import Handler, LoadError
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from serving import LoadError
 
 SEEDS = (0, 2**32 - 2)  # one more means random, to llama.cpp
 TOO_LONG = "exceed_context_size_error"
-T = TypeVar("T")
+PARTS = ("content", "reasoning_content")  # of a message
 
 
-@dataclass(frozen=True)
-class Generation:
-    """An answer on its way from llama.cpp: its chunks, after the last one None, and how its thread ended."""
-
-    chunks: asyncio.Queue[dict[str, Any] | None]
-    given_up: threading.Event
-    ended: asyncio.Future[None]
-
-    async def read(self) -> AsyncGenerator[dict[str, Any], None]:
-        """The chunks as they come; ApiError where one is an error. Closing this ends the generation early."""
-        try:
-            while (chunk := await self.chunks.get()) is not None:
-                if "error" in chunk:
-                    raise refusal(chunk["error"])
-                yield chunk
-            try:
-                await self.ended
-            except (ValueError, RuntimeError) as error:  # how xllamacpp passes on what llama.cpp throws
-                words = f"llama.cpp refuses this request: {error}"[:1000]
-                raise ApiError(400, words, param="messages") from error
-        finally:
-            self.given_up.set()
-
-
-class Chat:
-    """The model, and the requests that wait for it."""
+class Chat(ChatService[dict[str, Any]]):
+    """One model, and llama.cpp's server for it."""
 
     def __init__(self, settings: serving.Settings) -> None:
-        self.routes: Mapping[str, Handler] = {"/v1/chat/completions": self.completions}
-        self.settings = settings
-        self.default_max_tokens = serving.setting("MODELBAKE_DEFAULT_MAX_TOKENS", 512)
-        self.max_waiting = serving.setting("MODELBAKE_MAX_WAITING", 64)
-        self.context = serving.setting("MODELBAKE_CONTEXT", 8192)
         self.parallel = serving.setting("MODELBAKE_PARALLEL", 1)
+        super().__init__(settings, threads=self.parallel)
+        self.context = serving.setting("MODELBAKE_CONTEXT", 8192)
         self.cores = serving.setting("MODELBAKE_THREADS", len(os.sched_getaffinity(0)))
-        self.waiting = 0
-        self.threads = ThreadPoolExecutor(max_workers=self.parallel, thread_name_prefix="answer")
         self.llama: Any
 
     def load(self) -> dict[str, Any]:
@@ -126,21 +92,7 @@ class Chat:
             words = answer.get("error", f"{tokens} tokens")
             raise LoadError(f"the model's first answer is not one token: {words}"[:1000])
 
-    async def completions(self, request: Request, body: dict[str, Any]) -> Response:
-        """POST /v1/chat/completions."""
-        chat_parameters.check(body)
-        stream = openai_api.flag(body, "stream")
-        usage_wanted = chat_parameters.read_stream_options(body, stream)
-        chunks = self.start(self.read_order(body)).read()
-        if not stream:
-            return JSONResponse(await unless_gone(request, gather(chunks)))
-        # Only once it has begun well: a request that llama.cpp refuses is answered with a status.
-        first = await unless_gone(request, begin(chunks))
-        events = self.stream(first, chunks, usage_wanted)
-        headers = {"Cache-Control": "no-store"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-
-    def read_order(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def read_order(self, body: dict[str, Any]) -> dict[str, Any]:
         """Check a request's parameters; return what llama.cpp is to do, which is always to stream."""
         messages = chat_parameters.read_messages(body.get("messages"))
         sampling = chat_parameters.read_sampling(body, SEEDS)
@@ -162,83 +114,39 @@ class Chat:
             order["stop"] = list(sampling.stop)
         return order
 
-    def start(self, order: dict[str, Any]) -> Generation:
-        """Put an order into the queue before the model; ApiError 503 where that is full."""
-        if self.waiting >= self.max_waiting:
-            raise ApiError(503, "too many requests are waiting already; try again later", code="overloaded")
-        loop = asyncio.get_running_loop()
-        chunks: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        given_up = threading.Event()
+    def generate(self, order: dict[str, Any], emit: Emit, given_up: threading.Event) -> End:
+        """Let llama.cpp answer an order, and pass on its chunks."""
+        finish_reason: str | None = None
+        usage: Mapping[str, Any] | None = None
+        refused: ApiError | None = None
 
-        def emit(chunk: bytes) -> bool:
-            loop.call_soon_threadsafe(chunks.put_nowait, json.loads(chunk))
+        def take(data: bytes) -> bool:
+            """Take one chunk; whether that is enough."""
+            nonlocal finish_reason, usage, refused
+            chunk = json.loads(data)
+            if "error" in chunk:
+                refused = refusal(chunk["error"])
+                return True
+            usage = chunk.get("usage", usage)
+            for choice in chunk["choices"]:
+                finish_reason = choice["finish_reason"] or finish_reason
+                for part in PARTS:
+                    if text := choice["delta"].get(part):
+                        emit(Piece(text, part))
             return given_up.is_set()
 
-        def answer() -> None:
-            if not given_up.is_set():
-                self.llama.handle_chat_completions(json.dumps(order).encode(), emit)
-
-        def end(_: object) -> None:
-            self.waiting -= 1
-            chunks.put_nowait(None)
-
-        self.waiting += 1
-        ended = loop.run_in_executor(self.threads, answer)
-        ended.add_done_callback(end)
-        return Generation(chunks, given_up, ended)
-
-    async def stream(
-        self, first: dict[str, Any], chunks: AsyncGenerator[dict[str, Any], None], usage_wanted: bool
-    ) -> AsyncIterator[str]:
-        """The events of an answer, as text/event-stream."""
         try:
-            yield event(first)
-            async for chunk in chunks:
-                if chunk["choices"]:
-                    yield event(chunk)
-                elif usage_wanted:
-                    yield event(chunk, usage=chunk["usage"])
-        except Exception as error:  # The status is long sent; the stream is the only place left to tell it.
-            serving.log("error", "request_failed", **serving.describe_error(error))
-            failure = ApiError(500, "the model could not answer", code="internal_error")
-            yield f"data: {json.dumps(failure.body)}\n\n"
-        finally:
-            await chunks.aclose()
-        yield "data: [DONE]\n\n"
-
-
-def event(chunk: Mapping[str, Any], **others: Any) -> str:
-    """One event: of llama.cpp's chunk, what OpenAI's API knows."""
-    kept = {name: chunk[name] for name in ("id", "object", "created", "model", "choices")}
-    return f"data: {json.dumps({**kept, **others})}\n\n"
-
-
-async def begin(chunks: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
-    """The first chunk, as a coroutine that can be a task."""
-    return await anext(chunks)
-
-
-async def gather(chunks: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
-    """All chunks of an answer as the one body that a client gets who did not ask for a stream."""
-    texts: dict[str, str] = {"content": ""}
-    finish_reason, usage, last = None, None, {}
-    async for chunk in chunks:
-        last, usage = chunk, chunk.get("usage", usage)
-        for choice in chunk["choices"]:
-            finish_reason = choice["finish_reason"] or finish_reason
-            for name in ("content", "reasoning_content"):
-                if choice["delta"].get(name):
-                    texts[name] = texts.get(name, "") + choice["delta"][name]
-    if finish_reason is None or usage is None:
-        raise RuntimeError("an answer without an end")
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", **texts},
-        "logprobs": None,
-        "finish_reason": finish_reason,
-    }
-    facts = {name: last[name] for name in ("id", "created", "model")}
-    return {**facts, "object": "chat.completion", "choices": [choice], "usage": usage}
+            self.llama.handle_chat_completions(json.dumps(order).encode(), take)
+        except (ValueError, RuntimeError) as error:  # how xllamacpp passes on what llama.cpp throws
+            words = f"llama.cpp refuses this request: {error}"[:1000]
+            raise ApiError(400, words, param="messages") from error
+        if refused is not None:
+            raise refused
+        if given_up.is_set():
+            return End("stop", {})
+        if finish_reason is None or usage is None:
+            raise RuntimeError("an answer without an end")
+        return End(finish_reason, usage)
 
 
 def refusal(error: Mapping[str, Any]) -> ApiError:
@@ -247,20 +155,6 @@ def refusal(error: Mapping[str, Any]) -> ApiError:
     if error.get("type") == TOO_LONG:
         return ApiError(400, message, param="messages", code="context_length_exceeded")
     return ApiError(400 if error.get("code") == 400 else 500, message)
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The outcome of ``work``, which ends early where the client goes away: ClientDisconnect then."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(serving.until_disconnect(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        watching.cancel()
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ and sha256 right. Every problem is reported, as one JSON object a line on stdout
 COMMAND replaces this process, so that a server never answers from weights that nobody released.
 
 How much of that is done is the manifest's ``verify``: ``full`` all of it, ``quick`` what weight_files.py
-says, ``off`` nothing. ``MODELBAKE_VERIFY`` in the environment wins: who starts a container could as well
-leave this program out, so that refusing would protect nothing. But the log says at every start what was not
-looked at, and warns where the environment asks for less than the image does.
+says (it needs a sample of each large file, in ``samples`` beside this file), ``off`` nothing.
+``MODELBAKE_VERIFY`` in the environment wins: who starts a container could as well leave this program out, so
+that refusing would protect nothing. But the log says at every start what was not looked at, and warns where
+the environment asks for less than the image does.
 
     exit code 65    the weights are not the manifest's
     exit code 66    the manifest cannot be used, or this program or COMMAND could not run
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from weight_files import FLAGS, Verified, WantedFile, count_cores, parents, verify
+from weight_sample import BLOCK, BLOCKS, SAMPLED_ABOVE
 
 WRONG_WEIGHTS = 65
 CANNOT_START = 66
@@ -80,18 +82,41 @@ class Log:
                 data = data[os.write(1, data) :]
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read and check the manifest; ManifestError says what is wrong with it."""
+def read_file(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most so many bytes; ManifestError says why it cannot be."""
     try:
         descriptor = os.open(path, FLAGS)
         with os.fdopen(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ManifestError("not a regular file")
-            data = stream.read(MAX_MANIFEST + 1)
+            data = stream.read(limit + 1)
     except OSError as error:
         raise ManifestError(error.strerror or str(error)) from error
-    if len(data) > MAX_MANIFEST:
-        raise ManifestError(f"larger than {MAX_MANIFEST} bytes")
+    if len(data) > limit:
+        raise ManifestError(f"larger than {limit} bytes")
+    return data
+
+
+def read_samples(folder: Path, files: dict[str, WantedFile]) -> dict[str, str]:
+    """Read the sample of each large file, by its sha256; ManifestError where one is missing, or is none."""
+    samples = {}
+    for wanted in files.values():
+        if wanted.size > SAMPLED_ABOVE:
+            try:
+                text = read_file(folder / wanted.sha256, 65).decode("ascii", "replace")
+            except ManifestError as error:
+                raise ManifestError(
+                    f"the sample of {wanted.path}, {folder / wanted.sha256}: {error}"
+                ) from error
+            if not SHA256.fullmatch(text.rstrip("\n")):
+                raise ManifestError(f"{folder / wanted.sha256} is no sample of {wanted.path}")
+            samples[wanted.sha256] = text.rstrip("\n")
+    return samples
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check the manifest; ManifestError says what is wrong with it."""
+    data = read_file(path, MAX_MANIFEST)
     try:
         document = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -157,45 +182,48 @@ def choose_mode(baked: str, log: Log) -> str:
     return asked
 
 
-def check_weights(root: Path, manifest: Manifest, mode: str, log: Log) -> bool:
-    """Verify the weights and log what was found; whether they may be served."""
+def check_weights(root: Path, manifest: Manifest, mode: str, log: Log, beside: Path) -> bool:
+    """Verify the weights and log what was found; whether they may be served.
+
+    ``beside`` is the folder of the manifest. ManifestError where samples are needed and cannot be read.
+    """
     size = sum(wanted.size for wanted in manifest.files.values())
     if mode == "off":
         log("warning", "unverified", verify=mode, files=len(manifest.files), bytes=size)
         return True
     started = time.monotonic()
     threads = min(count_cores(), len(manifest.files))
-    verified = verify(root, manifest.files, threads, quick=mode == "quick")
+    samples = read_samples(beside / "samples", manifest.files) if mode == "quick" else None
+    verified = verify(root, manifest.files, threads, samples)
     for problem in verified.problems:
         fields = {"file": problem.file, "expected": problem.expected, "actual": problem.actual}
         log("error", problem.event, **fields)
     if verified.problems:
         return False
     seconds = time.monotonic() - started
-    hashed = sum(wanted.size for wanted in verified.hashed)
+    read = sum(wanted.size for wanted in verified.hashed) + len(verified.sampled) * BLOCKS * BLOCK
     log(
         "info",
         "verified",
         verify=mode,
         files=len(manifest.files),
         bytes=size,
-        **unread(manifest, verified),
+        **unread(verified),
         seconds=round(seconds, 3),
-        gigabytes_per_second=round(hashed / 1e9 / max(seconds, 1e-9), 2),
+        gigabytes_per_second=round(read / 1e9 / max(seconds, 1e-9), 2),
         threads=threads,
     )
     return True
 
 
-def unread(manifest: Manifest, verified: Verified) -> dict[str, int]:
-    """What a log line says of the files whose bytes were not compared: nothing where all were."""
-    files = len(manifest.files) - len(verified.hashed)
-    if not files:
+def unread(verified: Verified) -> dict[str, int]:
+    """What a log line says of the files of which only a sample was compared: nothing where none is such."""
+    if not verified.sampled:
         return {}
-    size = sum(wanted.size for wanted in manifest.files.values())
+    size = sum(wanted.size for wanted in verified.sampled)
     return {
-        "files_not_hashed": files,
-        "bytes_not_hashed": size - sum(wanted.size for wanted in verified.hashed),
+        "files_sampled": len(verified.sampled),
+        "bytes_not_compared": size - len(verified.sampled) * BLOCKS * BLOCK,
     }
 
 
@@ -213,7 +241,8 @@ def main(argv: list[str]) -> int:
             return CANNOT_START
         # Who asks for nothing but verification gets all of it.
         mode = "full" if argv == ["--verify"] else choose_mode(manifest.verify, log)
-        if not check_weights(Path(os.environ.get("MODELBAKE_WEIGHTS", "/models")), manifest, mode, log):
+        weights = Path(os.environ.get("MODELBAKE_WEIGHTS", "/models"))
+        if not check_weights(weights, manifest, mode, log, path.parent):
             return WRONG_WEIGHTS
         if argv == ["--verify"]:
             return 0

@@ -2,10 +2,10 @@
 
     full     every byte: the sha256 of every file, in as many threads as there are cores
     quick    names, kinds and sizes of all files; the sha256 of the smallest ones, as many whole files as
-             QUICK_BYTES hold; of the others the header, where they have one, and not the weights
+             QUICK_BYTES hold; of the others the header, where they have one, and a sample of the bytes
 
-The manifest has one sha256 a file, so a part of a file cannot be compared with anything: "quick" takes whole
-files or, of a large one, no byte of its weights. One file is hashed by one core: sha256 cannot be divided.
+The manifest has one sha256 a file, which says nothing of a part of it: hence the samples, in a folder beside
+the manifest (weight_sample.py). One file is hashed by one core: sha256 cannot be divided.
 
 Standard library only, for any Python from 3.9 on.
 """
@@ -18,11 +18,13 @@ import mmap
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from weight_headers import header_problem
+from weight_sample import SAMPLED_ABOVE, sample_of
 
 # What a core hashes in about a fifth of a second: configurations, tokenizers, a small model, an adapter.
 QUICK_BYTES = 256 * 1024 * 1024
@@ -50,10 +52,11 @@ class Problem(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What a verification found, sorted by file, and of which files it read every byte."""
+    """What a verification found, sorted by file; of which files it read every byte, and of which a sample."""
 
     problems: list[Problem]
     hashed: list[WantedFile]
+    sampled: list[WantedFile]
 
 
 def parents(files: dict[str, WantedFile]) -> set[str]:
@@ -176,36 +179,64 @@ def check_header(root: Path, wanted: WantedFile) -> list[Problem]:
     return [Problem(wanted.path, "mismatch", expected, actual)] if actual else []
 
 
+def check_sample(root: Path, wanted: WantedFile, sample: str) -> list[Problem]:
+    """Compare the sample of a file that is not hashed; return what is wrong with it, at most one thing."""
+    expected = f"a file whose sample has sha256:{sample}"
+    try:
+        with open_file(root / wanted.path) as stream:
+            actual = sample_of(stream.fileno(), wanted.size)
+    except OSError as error:
+        return [Problem(wanted.path, "mismatch", expected, f"unreadable: {error.strerror}")]
+    if actual == sample:
+        return []
+    return [Problem(wanted.path, "mismatch", expected, f"one whose sample has sha256:{actual}")]
+
+
 def choose_quick(files: list[WantedFile]) -> list[WantedFile]:
-    """The files whose bytes a quick verification reads: the smallest, as many as QUICK_BYTES hold."""
+    """The files that a quick verification hashes: the smallest, as many as QUICK_BYTES hold.
+
+    And whatever the number, files that are no larger than a sample.
+    """
     chosen = []
     room = QUICK_BYTES
     for wanted in sorted(files, key=lambda wanted: (wanted.size, wanted.path)):
         room -= wanted.size
-        if room < 0:
+        if room < 0 and wanted.size > SAMPLED_ABOVE:
             break
         chosen.append(wanted)
     return chosen
 
 
-def verify(root: Path, files: dict[str, WantedFile], threads: int, quick: bool = False) -> Verified:
-    """Compare the weights folder with the files it has to hold; return every difference that can be told."""
+def verify(
+    root: Path, files: dict[str, WantedFile], threads: int, samples: Mapping[str, str] | None = None
+) -> Verified:
+    """Compare the weights folder with the files it has to hold; return every difference that can be told.
+
+    ``samples`` (a file's sha256 -> its sample) are given where the verification is to be a quick one.
+    """
     try:
         kind = describe(root.lstat().st_mode)
     except OSError as error:
-        return Verified([Problem(".", "missing", f"directory {root}", error.strerror or str(error))], [])
+        return Verified([Problem(".", "missing", f"directory {root}", error.strerror or str(error))], [], [])
     if kind != "directory":
-        return Verified([Problem(".", "mismatch", f"directory {root}", kind)], [])
+        return Verified([Problem(".", "mismatch", f"directory {root}", kind)], [], [])
     problems, candidates = find_differences(root, files)
-    hashed = choose_quick(candidates) if quick else candidates
-    for wanted in set(candidates).difference(hashed):
-        problems.extend(check_header(root, wanted))
+    hashed = candidates if samples is None else choose_quick(candidates)
+    sampled = set(candidates).difference(hashed)
+    hasher = Hasher(root)
+
+    def check(wanted: WantedFile) -> list[Problem]:
+        if samples is None or wanted not in sampled:
+            return hasher.check(wanted)
+        # What a header tells says more than a sample that differs.
+        return check_header(root, wanted) or check_sample(root, wanted, samples[wanted.sha256])
+
     # The largest first, so that no thread starts on a large file when the others are already done.
     hashed.sort(key=lambda wanted: -wanted.size)
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        for found in pool.map(Hasher(root).check, hashed):
+        for found in pool.map(check, [*sampled, *hashed]):
             problems.extend(found)
-    return Verified(sorted(problems), hashed)
+    return Verified(sorted(problems), hashed, sorted(sampled))
 
 
 def count_cores() -> int:

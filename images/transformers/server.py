@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 import secrets
 import sys
 import threading
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +23,10 @@ except ModuleNotFoundError:  # Outside of an image, where it lies beside this ru
     import serving
 
 import chat_parameters
-import openai_api
+from chat_service import ChatService, Emit, End, Piece, count_usage
 from openai_api import ApiError
 from pieces import Decoder, StopFilter, Streamer
-from serving import Handler, LoadError
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from serving import LoadError
 
 
 @dataclass(frozen=True)
@@ -51,43 +46,11 @@ class Task:
         return int(self.prompt.shape[-1])
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an answer ended."""
-
-    finish_reason: str
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class Generation:
-    """An answer on its way from the model's thread: its pieces, after the last one None, and how it ended."""
-
-    task: Task
-    pieces: asyncio.Queue[str | None]
-    given_up: threading.Event
-    outcome: asyncio.Future[Outcome]
-
-    async def read(self) -> AsyncGenerator[str | Outcome, None]:
-        """The pieces as they come, and then the outcome. Closing this ends the generation early."""
-        try:
-            while (text := await self.pieces.get()) is not None:
-                yield text
-            yield await self.outcome
-        finally:
-            self.given_up.set()
-
-
-class Chat:
-    """The model, and the requests that wait for it."""
+class Chat(ChatService[Task]):
+    """The model, which answers one request at a time."""
 
     def __init__(self, settings: serving.Settings) -> None:
-        self.routes: Mapping[str, Handler] = {"/v1/chat/completions": self.completions}
-        self.settings = settings
-        self.default_max_tokens = serving.setting("MODELBAKE_DEFAULT_MAX_TOKENS", 512)
-        self.max_waiting = serving.setting("MODELBAKE_MAX_WAITING", 64)
-        self.waiting = 0
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        super().__init__(settings)
         # Prompts are made apart, so that a wrong one is refused while another request's answer is on its way.
         self.prompt_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompt")
         self.model: Any
@@ -132,34 +95,11 @@ class Chat:
         """Generate one token, in the very thread that will generate all others."""
         prompt = self.make_prompt([{"role": "user", "content": "Hello"}])
         task = Task(prompt, 1, temperature=0, top_p=None, seed=None, stop=())
-        outcome = self.thread.submit(self.generate, task, lambda _: None, threading.Event()).result()
-        if outcome.completion_tokens != 1:
-            raise LoadError(f"the model's first answer has {outcome.completion_tokens} tokens instead of 1")
+        end = self.threads.submit(self.generate, task, lambda _: None, threading.Event()).result()
+        if (tokens := end.usage["completion_tokens"]) != 1:
+            raise LoadError(f"the model's first answer has {tokens} tokens instead of 1")
 
-    async def completions(self, request: Request, body: dict[str, Any]) -> Response:
-        """POST /v1/chat/completions."""
-        chat_parameters.check(body)
-        stream = openai_api.flag(body, "stream")
-        usage_wanted = chat_parameters.read_stream_options(body, stream)
-        task = await self.read_task(body)
-        generation = self.start(task)
-        answer = {
-            "id": f"chatcmpl-{secrets.token_hex(12)}",
-            "created": int(time.time()),
-            "model": self.settings.model,
-        }
-        if stream:
-            events = self.stream(generation, answer, usage_wanted)
-            return StreamingResponse(
-                events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-            )
-        text, outcome = await self.collect(generation, request)
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": outcome.finish_reason}
-        usage = count_usage(task, outcome)
-        return JSONResponse({**answer, "object": "chat.completion", "choices": [choice], "usage": usage})
-
-    async def read_task(self, body: dict[str, Any]) -> Task:
+    async def read_order(self, body: dict[str, Any]) -> Task:
         """Check a request's parameters, and make its prompt."""
         messages = chat_parameters.read_messages(body.get("messages"))
         sampling = chat_parameters.read_sampling(body, seeds=(-(2**63), 2**63 - 1))
@@ -197,77 +137,8 @@ class Chat:
             raise ApiError(400, words, param="messages") from error
         return encoded["input_ids"]
 
-    async def collect(self, generation: Generation, request: Request) -> tuple[str, Outcome]:
-        """The whole text of an answer; no longer computed once the client goes away."""
-
-        async def gather() -> tuple[str, Outcome]:
-            pieces: list[str] = []
-            async for piece in generation.read():
-                if isinstance(piece, Outcome):
-                    return "".join(pieces), piece
-                pieces.append(piece)
-            raise RuntimeError("an answer without an end")
-
-        gathering = asyncio.create_task(gather())
-        watching = asyncio.create_task(serving.until_disconnect(request))
-        try:
-            await asyncio.wait({gathering, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not gathering.done():
-                raise ClientDisconnect
-            return gathering.result()
-        finally:
-            gathering.cancel()
-            watching.cancel()
-
-    async def stream(
-        self, generation: Generation, answer: dict[str, Any], usage_wanted: bool
-    ) -> AsyncIterator[str]:
-        """The events of an answer, as text/event-stream."""
-
-        def event(choices: list[dict[str, Any]], **others: Any) -> str:
-            chunk = {**answer, "object": "chat.completion.chunk", "choices": choices, **others}
-            return f"data: {json.dumps(chunk)}\n\n"
-
-        def choice(delta: dict[str, str], finish_reason: str | None = None) -> list[dict[str, Any]]:
-            return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
-
-        try:
-            yield event(choice({"role": "assistant", "content": ""}))
-            async for piece in generation.read():
-                if isinstance(piece, str):
-                    yield event(choice({"content": piece}))
-                    continue
-                yield event(choice({}, piece.finish_reason))
-                if usage_wanted:
-                    yield event([], usage=count_usage(generation.task, piece))
-        except Exception as error:  # The status is long sent; the stream is the only place left to tell it.
-            serving.log("error", "request_failed", **serving.describe_error(error))
-            failure = ApiError(500, "the model could not answer", code="internal_error")
-            yield f"data: {json.dumps(failure.body)}\n\n"
-        yield "data: [DONE]\n\n"
-
-    def start(self, task: Task) -> Generation:
-        """Put a task into the queue before the model; ApiError 503 where that is full."""
-        if self.waiting >= self.max_waiting:
-            raise ApiError(503, "too many requests are waiting already; try again later", code="overloaded")
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        given_up = threading.Event()
-
-        def emit(text: str) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, text)
-
-        def end(_: object) -> None:
-            self.waiting -= 1
-            pieces.put_nowait(None)
-
-        self.waiting += 1
-        outcome = loop.run_in_executor(self.thread, self.generate, task, emit, given_up)
-        outcome.add_done_callback(end)
-        return Generation(task, pieces, given_up, outcome)
-
-    def generate(self, task: Task, emit: Callable[[str], None], given_up: threading.Event) -> Outcome:
-        """Generate one answer, in the model's thread, until it ends or is given up."""
+    def generate(self, order: Task, emit: Emit, given_up: threading.Event) -> End:
+        """Let the model go on from a prompt."""
         import torch
         from transformers import StoppingCriteriaList
 
@@ -276,28 +147,26 @@ class Chat:
                 self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             )
 
-        if given_up.is_set():
-            return Outcome("stop", 0)
-        streamer = Streamer(Decoder(decode), StopFilter(task.stop), emit)
+        streamer = Streamer(Decoder(decode), StopFilter(order.stop), lambda text: emit(Piece(text)))
 
         def is_over(tokens: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
             over = given_up.is_set() or streamer.stops.found
             return torch.full((tokens.shape[0],), over, dtype=torch.bool, device=tokens.device)
 
         # Another request's seed must not decide this answer.
-        torch.manual_seed(secrets.randbits(63) if task.seed is None else task.seed)
-        prompt = task.prompt.to(self.model.device)
+        torch.manual_seed(secrets.randbits(63) if order.seed is None else order.seed)
+        prompt = order.prompt.to(self.model.device)
         with torch.inference_mode():
             self.model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
-                generation_config=self.configure(task),
+                generation_config=self.configure(order),
                 stopping_criteria=StoppingCriteriaList([is_over]),
                 streamer=streamer,
             )
         tokens = streamer.decoder.tokens
         ended = streamer.stops.found or (bool(tokens) and tokens[-1] in self.end_tokens())
-        return Outcome("stop" if ended else "length", len(tokens))
+        return End("stop" if ended else "length", count_usage(order.prompt_tokens, len(tokens)))
 
     def configure(self, task: Task) -> Any:
         """How to sample. What a request leaves open is as the model's own generation_config.json has it."""
@@ -322,16 +191,6 @@ class Chat:
         if tokens is None:
             return ()
         return (tokens,) if isinstance(tokens, int) else tuple(tokens)
-
-
-def count_usage(task: Task, outcome: Outcome) -> dict[str, int]:
-    """How many tokens went in and came out."""
-    total = task.prompt_tokens + outcome.completion_tokens
-    return {
-        "prompt_tokens": task.prompt_tokens,
-        "completion_tokens": outcome.completion_tokens,
-        "total_tokens": total,
-    }
 
 
 if __name__ == "__main__":

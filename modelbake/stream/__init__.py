@@ -4,5 +4,5 @@
     runtime image + weight layers --assembly--> one manifest --publish--> candidate, smoke run, version tag
 
 `layers`, `weights`, `whiteouts`, `assembly`, `limits` and `forecast` are pure; `flow` hashes; a `Repository`
-is the one that knows where things are kept; `publish` puts it all together.
+is the one that knows where things are kept; `publish` puts it all together, `release` tries it and tags it.
 """

@@ -4,7 +4,7 @@
     base-first      runtime | weights | model     models of one runtime share it on a host
 
 Docker's classic store, and Kubernetes nodes, pull anew what lies above a change. The `model` layer is small:
-the manifest that the image compares its weights with at every start.
+the manifest that the image compares its weights with at every start, and the samples of large files.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from modelbake.errors import ConfigError, RegistryError
 from modelbake.manifest import Descriptor, Manifest
 from modelbake.plan import LABEL_PREFIX, PLAN_LABEL, BuildPlan
+from modelbake.sample import sample_files, sampled
 from modelbake.stream.flow import TAR
 from modelbake.stream.layers import small_layer
 from modelbake.stream.weights import EPOCH, StoredLayer, encode, image_manifest
@@ -132,9 +133,19 @@ def choose_order(spec: ModelSpec, weights: int, runtime: int, hides: Sequence[st
     return "weights-first" if weights > runtime and not hides else "base-first"
 
 
-def model_layer(plan: BuildPlan) -> bytes:
-    """Return the tar of what the image needs besides: the manifest of its weights."""
-    return small_layer({_MANIFEST_PATH: plan.manifest()})
+def model_layer(plan: BuildPlan, weights: Sequence[StoredLayer]) -> bytes:
+    """Return the tar of what the image needs besides: manifest and samples of its weights."""
+    samples = {sha256: sample for layer in weights for sha256, sample in layer.sample_by_file.items()}
+    return _model_layer(plan, samples)
+
+
+def model_layer_size(plan: BuildPlan) -> int:
+    """Return the bytes of that tar, which are known before the samples are."""
+    return len(_model_layer(plan, {file.sha256: "0" * 64 for file in sampled(plan.locked.files)}))
+
+
+def _model_layer(plan: BuildPlan, samples: Mapping[str, str]) -> bytes:
+    return small_layer({_MANIFEST_PATH: plan.manifest(), **sample_files(samples)})
 
 
 def assemble(

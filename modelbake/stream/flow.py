@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from modelbake.errors import Interrupted, WrongBytes
+from modelbake.sample import Sampler, sampled
 from modelbake.stream.layers import Segment, WeightLayer
 from modelbake.stream.readahead import Kept, ReadAhead
 from modelbake.weightpath import shown
@@ -56,7 +57,7 @@ class Verified:
 
 
 class LayerFlow:
-    """The bytes of one weight layer; `digest` and `diff_id` are known when all of them have been read.
+    """The bytes of one weight layer; `digest`, `diff_id` and `samples` are known when all have been read.
 
     Args:
         layer: what flows.
@@ -114,6 +115,11 @@ class LayerFlow:
         return f"sha256:{self._tar.hexdigest()}"
 
     @property
+    def samples(self) -> tuple[str, ...]:
+        """The samples of the layer's large files, in the order of the group."""
+        return tuple(self._samples)
+
+    @property
     def sent(self) -> int:
         """Bytes that were read so far: at the end, the blob's size."""
         return self._sent_bytes
@@ -148,6 +154,8 @@ class LayerFlow:
         self._sent_bytes = 0
         self._passed = 0
         self._file = hashlib.sha256()
+        self._sampler: Sampler | None = None
+        self._samples: list[str] = []
         self._attempts = 0
         self._since = time.monotonic()
 
@@ -203,8 +211,11 @@ class LayerFlow:
         if segment.file is not None:
             if self._passed == segment.start:
                 self._file = hashlib.sha256()
+                self._sampler = Sampler(segment.size) if sampled([segment.file]) else None
                 self._attempts = 0
             self._file.update(fresh)
+            if self._sampler:
+                self._sampler.update(fresh)
             self._attempts = max(self._attempts, attempts)
         self._tar.update(fresh)
         self._passed += len(fresh)
@@ -222,6 +233,8 @@ class LayerFlow:
                 hint="the file was damaged on the way or changed at the source; the layer was not committed."
                 " Run it again, and if it stays so, `build.py lock --check`",
             )
+        if self._sampler:
+            self._samples.append(self._sampler.hexdigest())
         self._on_verified(Verified(file, max(1, self._attempts), time.monotonic() - self._since))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from modelbake.budget import over_budget
 from modelbake.manifest import Manifest
 from modelbake.plan import BuildPlan
-from modelbake.stream.assembly import Order, RuntimeImage, choose_order, model_layer
+from modelbake.stream.assembly import Order, RuntimeImage, choose_order, model_layer_size
 from modelbake.stream.layers import WeightLayer
 from modelbake.stream.limits import KNOWN, limits_of
 from modelbake.stream.publish import WeightsSpec
@@ -83,7 +83,7 @@ def forecast(facts: Facts) -> dict[str, Any]:
         "download_bytes": sum(group.size for group, _ in missing),
         "upload_bytes": 0
         if facts.released_is_this
-        else sum(size for _, size in missing) + len(model_layer(plan)),
+        else sum(size for _, size in missing) + model_layer_size(plan),
         "stored_bytes": sum(sizes) - sum(size for _, size in missing),
         "runtime": {
             "name": plan.runtime.name,
@@ -133,7 +133,7 @@ def _repull(facts: Facts, order: Order, sizes: Sequence[int]) -> dict[str, Any]:
         (f"{group.digest} {kind}", size) for group, size in zip(facts.weights.groups, sizes, strict=True)
     ]
     runtime = [(layer.digest, layer.size) for layer in facts.runtime.layers]
-    model = [("model", len(model_layer(facts.plan)))]
+    model = [("model", model_layer_size(facts.plan))]
     now = (weights + runtime if order == "weights-first" else runtime + weights) + model
     same = 0
     while same < min(len(now), len(before)) and now[same][0] == before[same]:

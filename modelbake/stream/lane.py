@@ -7,7 +7,7 @@ the registry does not take, an engine or a GPU that is missing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from modelbake.manifest import Manifest
 from modelbake.parallel import parallel, pausing
 from modelbake.plan import BuildPlan
 from modelbake.registry import Registry
-from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY, ToleranceEntry
+from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY
 from modelbake.stream.assembly import RuntimeImage, choose_order
 from modelbake.stream.forecast import Facts
 from modelbake.stream.identity import is_of_plan, plan_digest_of
@@ -36,24 +36,22 @@ from modelbake.stream.publish import (
     ensure_layers,
     make_image,
     put_image,
-    recall_layer,
-    recall_layers,
     require_room,
     require_taken,
     weights_spec,
 )
+from modelbake.stream.release import Release, candidate_tag, connect
 from modelbake.stream.repository import RegistryRepository, Repository
 from modelbake.stream.runtimes import build_runtime, find_runtime
+from modelbake.stream.survey import previous_release, stored_groups
 from modelbake.stream.view import TransferView
 from modelbake.stream.weights import size_without_weights
-from modelbake.versiontag import VersionTag, precedence, released_versions
 
 if TYPE_CHECKING:
     from modelbake.context import Context
     from modelbake.credentials import Secret
     from modelbake.engine import Engine
     from modelbake.output import Output
-    from modelbake.report import Report
     from modelbake.stream.flow import Reader
     from modelbake.trial import Trial
     from modelbake.workspace import Workspace
@@ -83,7 +81,6 @@ class Lane:
         jobs: int,
         trial: Trial | None = None,
     ) -> None:
-        self._asked_trial = trial
         self._workspace = workspace
         self._plan = plan
         self._secrets = secrets
@@ -91,17 +88,26 @@ class Lane:
         self._jobs = jobs
         self._view = TransferView(output)
         reference = split_reference(f"{plan.repository}:{plan.version}")
-        self._credentials = RegistryAuth().for_registry(reference.registry)
-        if self._credentials is not None:
-            for secret in self._credentials.secrets:
+        credentials = RegistryAuth().for_registry(reference.registry)
+        if credentials is not None:
+            for secret in credentials.secrets:
                 output.redactor.add(secret)
         self._stop = threading.Event()  # set when a layer fails: the others need not go on
-        self._registry = Registry(reference.registry, self._credentials, sleep=pausing(self._stop))
+        self._registry = Registry(reference.registry, credentials, sleep=pausing(self._stop))
         namespace = reference.repository.rpartition("/")[0]
         prefix = f"{namespace}/" if namespace else ""
         self.target = RegistryRepository(self._registry, reference.repository, self._stop)
         self.weights = RegistryRepository(self._registry, f"{prefix}{WEIGHTS_REPOSITORY}")
         self.runtimes = RegistryRepository(self._registry, f"{prefix}{RUNTIMES_REPOSITORY}")
+        self._release = Release(
+            workspace,
+            plan,
+            self.target,
+            credentials=credentials,
+            trial=trial,
+            layers_from=self.weights.name,
+            output=output,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -117,29 +123,29 @@ class Lane:
         Raises the errors of every step; the version tag is the last one.
         """
         plan = self._plan
-        released = self._tag(self._is_of_this_plan).current()
+        released = self._release.current(self._is_of_this_plan)
         if released is not None and self._is_whole(released):
             self._output.event(
                 "already_published", f"{plan.repository}:{plan.version} is there: {released.digest}"
             )
-            self._retake_goldens(released)
-            return self._reference(released)
+            self._release.retake_goldens(released)
+            return self._release.reference(released)
         runtime = self.find_runtime()
         require_room(weights_spec(plan, runtime), self._registry.host)
         require_budget(plan.spec, plan.locked.size, runtime.size if runtime else None)
-        engine = None if candidate_only else self._engine_for_smoke()
+        engine = None if candidate_only else self._release.engine()
         runtime = runtime or self._build_runtime(engine)
         image = self._image(runtime, self.weights)
         sent = put_image(
             image,
             self.target,
-            _candidate(image.manifest),
+            candidate_tag(image.manifest),
             runtimes=self.runtimes,
             weights=self.weights,
             jobs=self._jobs,
             stop=self._stop,
         )
-        return self._finish(image.manifest, engine, sent)
+        return self._release.finish(image.manifest, engine, sent)
 
     def publish_layout(self, folder: Path, *, candidate_only: bool) -> str:
         """Bring the image of an OCI layout to the registry, test it, tag it; return its digest reference."""
@@ -158,15 +164,15 @@ class Lane:
                 subject=str(folder),
                 hint=f"`build.py publish {self._plan.name} --output oci:DIR` writes it again",
             )
-        released = self._tag(lambda found: found.digest == manifest.digest).current()
+        released = self._release.current(lambda found: found.digest == manifest.digest)
         if not released:
             self._require_fit(manifest)
-        engine = None if candidate_only or released else self._engine_for_smoke()
-        sent = copy_image(manifest, layout, self.target, _candidate(manifest), self._jobs, self._stop)
+        engine = None if candidate_only or released else self._release.engine()
+        sent = copy_image(manifest, layout, self.target, candidate_tag(manifest), self._jobs, self._stop)
         if released:
-            self._retake_goldens(manifest)
-            return self._reference(manifest)
-        return self._finish(manifest, engine, sent, layers_from=str(folder))
+            self._release.retake_goldens(manifest)
+            return self._release.reference(manifest)
+        return self._release.finish(manifest, engine, sent, layers_from=str(folder))
 
     def _require_fit(self, manifest: Manifest) -> None:
         """Raise RegistryLimit, ImageTooLarge where the layers of an image cannot be published so."""
@@ -189,23 +195,13 @@ class Lane:
         """Ask the registry what is there; nothing is changed."""
         plan, runtime = self._plan, self.find_runtime()
         spec = weights_spec(plan, runtime)
-        known = recall_layers(self.weights, spec)
-        if known and all(parallel(known, lambda layer: self.weights.has(layer.blob), self._jobs)):
-            stored = [layer.group.digest for layer in known]
-        else:
-            found = parallel(
-                spec.groups,
-                lambda group: recall_layer(self.weights, group, spec.compression) is not None,
-                self._jobs,
-            )
-            stored = [group.digest for group, there in zip(spec.groups, found, strict=True) if there]
         released = self.target.manifest(plan.version)
         return Facts(
             plan,
             spec,
             runtime,
-            stored,
-            self._previous(),
+            stored_groups(self.weights, spec, self._jobs),
+            previous_release(self.target, plan.version),
             self._registry.host,
             self._jobs,
             released=released.digest if released else None,
@@ -214,16 +210,6 @@ class Lane:
             and self._is_whole(released),
         )
 
-    def _previous(self) -> tuple[str, Manifest] | None:
-        """Return the newest release before this version, and its manifest."""
-        released = released_versions(self._registry, self.target.path)
-        older = (version for version in released if precedence(version) < precedence(self._plan.version))
-        newest = next(older, None)
-        if newest is None:
-            return None
-        manifest = self.target.manifest(newest)
-        return None if manifest is None or manifest.is_index else (newest, manifest)
-
     def find_runtime(self) -> RuntimeImage | None:
         """Return the runtime's image in the registry, None without one."""
         return find_runtime(self.runtimes, self._plan.runtime.name, self._runtime_context)
@@ -231,12 +217,6 @@ class Lane:
     @cached_property
     def _runtime_context(self) -> Context:
         return self._workspace.runtime_context(self._plan)
-
-    @cached_property
-    def _trial(self) -> Trial:
-        from modelbake.trial import Trial
-
-        return self._asked_trial or Trial(self._workspace.reports, self._workspace.goldens)
 
     @cached_property
     def _plan_digest(self) -> str:
@@ -248,28 +228,9 @@ class Lane:
     def _is_whole(self, manifest: Manifest) -> bool:
         return all(parallel([manifest.config, *manifest.layers], self.target.has, self._jobs))
 
-    def _tag(self, same: Callable[[Manifest], bool]) -> VersionTag:
-        return VersionTag(self._registry, self.target.path, self._plan.version, same)
-
-    def _engine_for_smoke(self) -> Engine:
-        try:
-            engine = self._connect()
-        except EngineNotFound as error:
-            error.hint = (
-                f"{error.hint}; or publish with --candidate: without a test, and without a version tag"
-            )
-            raise
-        self._trial.require_possible(self._plan.spec, engine.info.gpu, serves=self._plan.runtime.serves)
-        return engine
-
-    def _connect(self) -> Engine:
-        from modelbake import engine as engines
-
-        return engines.connect()
-
     def _build_runtime(self, engine: Engine | None) -> RuntimeImage:
         try:
-            engine = engine or self._connect()
+            engine = engine or connect()
         except EngineNotFound as error:
             raise RuntimeMissing(
                 f"the registry has no image of the runtime {self._plan.runtime.name} as it is now, and there"
@@ -314,72 +275,3 @@ class Lane:
         from modelbake.sources import reader_for
 
         return reader_for(self._plan.locked, self._secrets.get(HUB_TOKEN), stop)
-
-    def _finish(
-        self, manifest: Manifest, engine: Engine | None, sent: int, *, layers_from: str | None = None
-    ) -> str:
-        reference = self._reference(manifest)
-        self._output.event(
-            "candidate",
-            f"{reference} is in the registry as {_candidate(manifest)}, without a version tag yet"
-            f" ({sent:,} bytes sent for it)",
-            digest=manifest.digest,
-            tag=_candidate(manifest),
-            bytes=sent,
-        )
-        if engine is None:
-            return reference
-        from modelbake.reportstore import keep_report
-
-        report = self._prove(manifest, engine, self._plan.spec.smoke.tolerance, layers_from)
-        if self._trial.update_goldens:
-            # A run that takes its own answers for right proves nothing: a person looks at them first.
-            self._output.event(
-                "goldens_taken",
-                f"no version tag was put: look at {self._trial.goldens}, commit it, and run"
-                f" `build.py publish {self._plan.name}`",
-                level="warning",
-            )
-            return reference
-        keep_report(self.target, manifest, report, self._output)
-        self._tag(lambda found: found.digest == manifest.digest).put(manifest)
-        self._output.event(
-            "published",
-            f"{self._plan.repository}:{self._plan.version} is {manifest.digest}",
-            repository=self._plan.repository,
-            tag=self._plan.version,
-            digest=manifest.digest,
-        )
-        return reference
-
-    def _prove(
-        self, manifest: Manifest, engine: Engine, tolerance: ToleranceEntry, layers_from: str | None = None
-    ) -> Report:
-        from modelbake.regression import Gate
-        from modelbake.stream.proving import prove
-
-        return prove(
-            engine,
-            self._plan,
-            self._reference(manifest),
-            manifest,
-            credentials=self._credentials,
-            trial=self._trial,
-            gate=Gate(self.target, self._plan.name, self._plan.version, tolerance, self._output),
-            output=self._output,
-            layers_from=layers_from or self.weights.name,
-            layout=layers_from is not None,
-        )
-
-    def _retake_goldens(self, released: Manifest) -> None:
-        """Take a released image's answers as goldens where that is asked for; nothing else is left to do."""
-        if self._asked_trial is not None and self._asked_trial.update_goldens:
-            # It is released: nothing is left to compare it with.
-            self._prove(released, self._engine_for_smoke(), ToleranceEntry())
-
-    def _reference(self, manifest: Manifest) -> str:
-        return f"{self._plan.repository}@{manifest.digest}"
-
-
-def _candidate(manifest: Manifest) -> str:
-    return f"candidate-{manifest.digest.removeprefix('sha256:')[:12]}"

@@ -218,7 +218,8 @@ def _flow(
         )
         repository.upload(flow)
     view.stored(group, flow.digest, flow.sent)
-    return StoredLayer(group, Descriptor(flow.media_type, flow.digest, flow.sent), flow.diff_id)
+    blob = Descriptor(flow.media_type, flow.digest, flow.sent)
+    return StoredLayer(group, blob, flow.diff_id, flow.samples)
 
 
 def make_image(
@@ -231,7 +232,7 @@ def make_image(
     # By sizes that are known beforehand, so that `plan` says the same.
     weights = sum(WeightLayer(layer.group).size for layer in layers)
     order = choose_order(plan.spec, weights, runtime.size, sorted(set(runtime.hides)))
-    model = model_layer(plan)
+    model = model_layer(plan, layers)
     blob = Descriptor(TAR, digest_of(model), len(model))
     config, manifest = assemble(plan, runtime, layers, blob, order, plan_digest)
     return Image(config, model, manifest, order, runtime, layers)

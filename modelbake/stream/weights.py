@@ -7,7 +7,8 @@ Two kinds of images, both data only, in the one repository REGISTRY/weights that
     weights-HEX   all layers of one lock; what Kubernetes mounts as an image volume.
 
 `zstd-` before HEX: the layers are compressed; `arm64-`: the image is for such hosts. This is what has to be
-remembered, for a layer's digest cannot be computed from the lock: it takes all of its bytes.
+remembered, for a layer's digest cannot be computed from the lock: it takes all of its bytes. So do the
+samples of its large files; they stand beside the digest, and no byte of the layer depends on them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelbake.manifest import OCI_MANIFEST, Descriptor, Manifest
 from modelbake.plan import LABEL_PREFIX, WeightGroup
+from modelbake.sample import sampled
 from modelbake.stream.flow import TAR, TAR_ZSTD
 from modelbake.stream.layers import WeightLayer
 
@@ -30,27 +32,42 @@ if TYPE_CHECKING:
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 GROUP = LABEL_PREFIX + "group"  # annotation of a layer: what is in it
 DIFF_ID = LABEL_PREFIX + "diff-id"  # annotation of a layer: the digest of its uncompressed tar
+SAMPLES = LABEL_PREFIX + "samples"  # annotation of a layer: of its large files, in their order
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_SAMPLE = re.compile(r"[0-9a-f]{64}")
 EPOCH = "1970-01-01T00:00:00Z"
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A weight layer that a repository holds: `blob` is what it stores, `diff_id` the uncompressed tar."""
+    """A weight layer that a repository holds: `blob` is what it stores, `diff_id` the uncompressed tar.
+
+    `samples`: one for each large file of the group, in its order.
+    """
 
     group: WeightGroup
     blob: Descriptor
     diff_id: str
+    samples: tuple[str, ...] = ()
 
     @property
     def descriptor(self) -> dict[str, Any]:
         """The entry of a manifest's list of layers."""
+        notes = {GROUP: self.group.digest, DIFF_ID: self.diff_id}
+        if self.samples:
+            notes[SAMPLES] = " ".join(self.samples)
         return {
             "mediaType": self.blob.media_type,
             "digest": self.blob.digest,
             "size": self.blob.size,
-            "annotations": {GROUP: self.group.digest, DIFF_ID: self.diff_id},
+            "annotations": notes,
         }
+
+    @property
+    def sample_by_file(self) -> dict[str, str]:
+        """The samples by the sha256 of their files."""
+        files = sampled(self.group.files)
+        return {file.sha256: sample for file, sample in zip(files, self.samples, strict=True)}
 
     @property
     def created_by(self) -> str:
@@ -83,7 +100,7 @@ def recalled(
     """Return the layers that a remembered image has for these groups, None where it is not of them.
 
     What can be checked without reading a layer is checked: groups, media types, and the sizes, which follow
-    from the lock.
+    from the lock. One without samples, as older versions of modelbake put it, is none: it is made anew.
     """
     entries = manifest.document().get("layers")
     if not isinstance(entries, list):
@@ -100,9 +117,12 @@ def recalled(
             return None
         if compression == "none" and blob.size != WeightLayer(group).size:
             return None
-        if not _DIGEST.fullmatch(diff_id):
+        samples = tuple(str(notes.get(SAMPLES, "")).split())
+        if not _DIGEST.fullmatch(diff_id) or not all(map(_SAMPLE.fullmatch, samples)):
             return None
-        found.append(StoredLayer(group, blob, diff_id))
+        if len(samples) != len(sampled(group.files)):
+            return None
+        found.append(StoredLayer(group, blob, diff_id, samples))
     return tuple(found)
 
 

@@ -24,6 +24,7 @@ from modelbake.errors import NotReady
 from modelbake.locked import LockedFile
 from modelbake.plan import WeightGroup
 from modelbake.registry import Registry
+from modelbake.sample import FOLDER, SAMPLED_ABOVE
 from modelbake.stream.flow import TAR
 from modelbake.stream.layers import WeightLayer
 from modelbake.stream.repository import RegistryRepository
@@ -214,7 +215,8 @@ def _members(exported: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 def test_both_lanes_yield_the_same_image(released: Released, tmp_path: Path) -> None:
     world = released.copy(tmp_path)
-    world.repo("acme/small", SMALL)
+    large = os.urandom(SAMPLED_ABOVE + 1_000_001)
+    world.repo("acme/small", {**SMALL, "large.safetensors": large})
     base = {
         "version": "2.0.0",
         "source": "hf://acme/small",
@@ -226,6 +228,8 @@ def test_both_lanes_yield_the_same_image(released: Released, tmp_path: Path) -> 
     built = tree_of(world, "modelbake/tiny:2.0.0")
     assert built["models/model.safetensors"][:3] == (tarfile.REGTYPE, "0o444", (0, 0))
     assert built["models/tokenizer/deep"][:3] == (tarfile.DIRTYPE, "0o555", (0, 0))
+    assert built[f"{FOLDER}/{hashlib.sha256(large).hexdigest()}"][1:3] == ("0o644", (0, 0))
+    assert built[FOLDER][1:3] == ("0o755", (0, 0))
     assert len(built) > 1000, "control: the whole system is compared"
     config = config_of(world, "modelbake/tiny:2.0.0")
     for order in ("weights-first", "base-first"):

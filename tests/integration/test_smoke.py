@@ -55,11 +55,11 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, json.dumps({"echo": order["input"]}).encode())
 HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 """
-PROGRAMS = ("start.py", "weight_files.py", "weight_headers.py", "probe.py")
+PROGRAMS = ("start.py", "weight_files.py", "weight_headers.py", "weight_sample.py", "probe.py")
 DOCKERFILE = """\
 FROM {base}
 RUN mkdir -p /opt/venv/bin && ln -s /usr/bin/python3 /opt/venv/bin/python
-COPY start.py weight_files.py weight_headers.py probe.py manifest.json /modelbake/
+COPY start.py weight_files.py weight_headers.py weight_sample.py probe.py manifest.json /modelbake/
 COPY server.py /app/
 COPY weights.bin /models/
 ENV MODE={mode}

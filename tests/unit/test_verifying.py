@@ -44,7 +44,7 @@ class Process:
 def image(tmp_path: Path) -> Path:
     (tmp_path / "models").mkdir()
     (tmp_path / "models/config.json").write_bytes(b"{}")
-    for name in ("start.py", "weight_files.py", "weight_headers.py"):
+    for name in ("start.py", "weight_files.py", "weight_headers.py", "weight_sample.py"):
         shutil.copy(PROGRAMS / name, tmp_path)
     file = {"path": "config.json", "size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
     manifest = {"schema": 1, "model": "m", "version": "1.0.0", "files": [file]}

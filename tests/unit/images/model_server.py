@@ -52,7 +52,7 @@ class ModelServer:
     def __init__(self, runtime: str, weights: Path, folder: Path, **environment: str) -> None:
         image = yaml.safe_load((IMAGES / runtime / "runtime.yaml").read_text())["env"]
         self.port = free_port()
-        self.output = folder / f"{runtime}-{self.port}.log"
+        self.output = folder / f"{Path(runtime).name}-{self.port}.log"
         own = {
             "MODELBAKE_WEIGHTS": str(weights),
             "MODELBAKE_PORT": str(self.port),

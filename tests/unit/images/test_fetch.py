@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from modelbake.sample import SAMPLED_ABOVE, Sampler
 from tests.servers.hub import Fault, Hub, Repo
 from tests.servers.hub_certificate import Certificate, make_certificate
 from tests.servers.running import RunsInThread
@@ -209,6 +210,23 @@ def test_fetches_every_file_and_seals_the_folder(world: World) -> None:
     assert audit["config.json"]["method"] == "stream"
     assert world.hub.requests_for("model.safetensors", host="cdn")
     assert all(record.authorization_valid for record in world.hub.requests(host="hub"))
+
+
+@pytest.mark.parametrize("killed_before", [False, True])
+def test_large_files_get_a_sample(world: World, tmp_path: Path, killed_before: bool) -> None:
+    large = hashlib.shake_128(b"large").digest(SAMPLED_ABOVE + 1)
+    world.repo.commit({"large.safetensors": large})
+    world.bench.locate(revision=world.repo.branches["main"])
+    world.bench.want({**FILES, "large.safetensors": large})
+    folder = tmp_path / "etc" / "samples"
+    if killed_before:  # the files are there, their samples are not
+        assert world.bench.run(*PARALLEL).code == 0
+        assert not folder.parent.exists(), "control: nobody asked for samples"
+    assert world.bench.run(*PARALLEL, "--samples", str(folder)).code == 0
+    sampler = Sampler(len(large))
+    sampler.update(memoryview(large))
+    (path,) = folder.iterdir()
+    assert (path.name, path.read_text()) == (hashlib.sha256(large).hexdigest(), f"{sampler.hexdigest()}\n")
 
 
 def test_without_ranges_one_stream_does_it(tmp_path: Path) -> None:

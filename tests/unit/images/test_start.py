@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 START = Path(__file__).parents[3] / "images" / "start" / "start.py"
-PROGRAMS = ("start.py", "weight_files.py", "weight_headers.py")
+PROGRAMS = ("start.py", "weight_files.py", "weight_headers.py", "weight_sample.py")
 FILES = {
     "config.json": b'{"hidden_size": 384}',
     "model.safetensors": bytes(range(256)) * 10_000,
@@ -86,7 +86,7 @@ def test_right_weights_are_served(image: Image) -> None:
     assert verified["level"] == "info"
     assert (verified["model"], verified["version"]) == ("minilm", "1.2.3")
     assert (verified["files"], verified["bytes"]) == (4, sum(len(data) for data in FILES.values()))
-    assert verified["verify"] == "full" and "files_not_hashed" not in verified
+    assert verified["verify"] == "full" and "files_sampled" not in verified
     assert verified["seconds"] >= 0
     assert verified["gigabytes_per_second"] > 0
     assert verified["time"].endswith("Z")

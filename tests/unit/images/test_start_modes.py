@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from modelbake.sample import BLOCK, BLOCKS, Sampler
 from tests.unit.images.test_start import FILES, Image, describe, names
 
 LARGE = 257 * 1024 * 1024  # more than a quick verification hashes
@@ -41,6 +43,13 @@ class LargeImage(Image):
         # Its sha256 is wrong: whoever compares it with the bytes finds that out.
         large = {"path": name, "size": size, "sha256": "0" * 64}
         self.write([*(describe(path, data) for path, data in FILES.items()), large], verify="quick")
+        self.sample = self.manifest.parent / "samples" / ("0" * 64)
+        self.sample.parent.mkdir(exist_ok=True)
+        sampler, zeros = Sampler(size), memoryview(bytes(1 << 20))
+        sampler.update(memoryview(start))
+        for place in range(len(start), size, len(zeros)):
+            sampler.update(zeros[: size - place])
+        self.sample.write_text(f"{sampler.hexdigest()}\n")
 
     def bake(self, mode: str) -> None:
         self.manifest.write_text(json.dumps({**json.loads(self.manifest.read_text()), "verify": mode}))
@@ -57,7 +66,7 @@ def test_quick_hashes_what_is_small_and_says_what_it_did_not(image: LargeImage) 
     small = sum(len(data) for data in FILES.values())
     assert (verified["event"], verified["verify"]) == ("verified", "quick")
     assert (verified["files"], verified["bytes"]) == (5, small + LARGE)
-    assert (verified["files_not_hashed"], verified["bytes_not_hashed"]) == (1, LARGE)
+    assert (verified["files_sampled"], verified["bytes_not_compared"]) == (1, LARGE - BLOCKS * BLOCK)
 
     image.bake("full")
     code, (event,) = image.run()
@@ -69,7 +78,65 @@ def test_a_model_that_is_small_is_hashed_whole_by_quick(image: LargeImage) -> No
     image.write([describe(path, data) for path, data in FILES.items()], verify="quick")
     code, (verified, _) = image.run()
     assert code == 0
-    assert verified["verify"] == "quick" and "files_not_hashed" not in verified
+    assert verified["verify"] == "quick" and "files_sampled" not in verified
+
+
+def flip(path: Path, place: int) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(place)
+        (byte,) = stream.read(1)
+        stream.seek(place)
+        stream.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.promise("start")
+@pytest.mark.parametrize("number", [1, 31, BLOCKS - 1])
+def test_quick_finds_a_byte_that_differs_in_the_sample(image: LargeImage, number: int) -> None:
+    place = number * (LARGE - BLOCK) // (BLOCKS - 1)
+    for offset in (0, BLOCK - 1):
+        flip(image.weights / "large.safetensors", place + offset)
+        code, (event,) = image.run()
+        assert (code, event["event"], event["file"]) == (65, "mismatch", "large.safetensors")
+        assert event["expected"] == f"a file whose sample has sha256:{image.sample.read_text().strip()}"
+        flip(image.weights / "large.safetensors", place + offset)
+    assert image.run()[0] == 0, "the byte is as it was"
+
+
+@pytest.mark.control("start")
+def test_quick_does_not_find_a_byte_outside_of_the_sample(image: LargeImage) -> None:
+    """As the documentation says; `full` is what finds it."""
+    flip(image.weights / "large.safetensors", LARGE // 2)
+    code, (verified, _) = image.run()
+    assert code == 0 and verified["bytes_not_compared"] > 0
+
+
+@pytest.mark.promise("start")
+@pytest.mark.parametrize("text", [None, "0" * 63, "0" * 64 + "\n\n", "\xff" * 64])
+def test_quick_needs_its_samples(image: LargeImage, text: str | None) -> None:
+    image.sample.unlink()
+    if text is not None:
+        image.sample.write_text(text, encoding="latin-1")
+    code, (event,) = image.run()
+    assert (code, event["event"]) == (66, "manifest_unusable")
+    assert "large.safetensors" in event["error"] and str(image.sample) in event["error"]
+    assert image.run(MODELBAKE_VERIFY="off")[0] == 0, "control: who needs none goes on"
+
+
+def test_files_no_larger_than_a_sample_are_hashed_whatever_their_number(image: LargeImage) -> None:
+    (image.weights / "large.safetensors").unlink()
+    data = bytes(BLOCK * BLOCKS)
+    files = {f"{number}.bin": data for number in range(LARGE // len(data) + 1)}
+    for path in files:
+        with (image.weights / path).open("wb") as stream:
+            stream.truncate(len(data))
+    small = [describe(path, data) for path, data in FILES.items()]
+    sha256 = hashlib.sha256(data).hexdigest()
+    entries = [{"path": path, "size": len(data), "sha256": sha256} for path in files]
+    image.write([*small, *entries], verify="quick")
+    code, (verified, _) = image.run()
+    assert code == 0 and "files_sampled" not in verified and verified["bytes"] > LARGE
+    flip(image.weights / "7.bin", 5)
+    assert image.run()[0] == 65
 
 
 @pytest.mark.parametrize("mode", ["quick", "full"])

@@ -98,7 +98,8 @@ def stored(contents: Mapping[str, bytes], compression: str = "none") -> StoredLa
     flow = flow_of(contents, compression=compression)
     for _ in flow.read():
         pass
-    return StoredLayer(group_of(contents), Descriptor(flow.media_type, flow.digest, flow.sent), flow.diff_id)
+    blob = Descriptor(flow.media_type, flow.digest, flow.sent)
+    return StoredLayer(group_of(contents), blob, flow.diff_id, flow.samples)
 
 
 def tar_of(names: Sequence[str], form: int = tarfile.PAX_FORMAT) -> bytes:

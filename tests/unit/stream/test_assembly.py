@@ -12,6 +12,7 @@ import pytest
 
 from modelbake.errors import ConfigError, RegistryError
 from modelbake.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest, digest_of
+from modelbake.sample import SAMPLED_ABOVE
 from modelbake.stream.assembly import (
     HIDES_WEIGHTS,
     MOST_LAYERS,
@@ -20,11 +21,12 @@ from modelbake.stream.assembly import (
     assemble,
     choose_order,
     model_layer,
+    model_layer_size,
     read_runtime,
     runtime_manifest,
 )
 from modelbake.stream.flow import TAR
-from modelbake.stream.weights import EPOCH, OCI_CONFIG, StoredLayer
+from modelbake.stream.weights import EPOCH, OCI_CONFIG, SAMPLES, StoredLayer
 from tests.unit.planning import planned
 from tests.unit.stream.material import (
     DOCKER_GZIP,
@@ -265,11 +267,26 @@ class TestRuntimeImage:
 
 def test_the_model_layer_holds_the_manifest_that_the_image_checks_at_its_start() -> None:
     plan = planned()
-    with tarfile.open(fileobj=io.BytesIO(model_layer(plan))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(model_layer(plan, WEIGHTS))) as archive:
         assert archive.getnames() == ["modelbake", "modelbake/manifest.json"]
         read = archive.extractfile("modelbake/manifest.json")
         assert read is not None and read.read() == plan.manifest()
-    assert model_layer(plan) == model_layer(planned())
+    assert model_layer(plan, WEIGHTS) == model_layer(planned(), WEIGHTS)
+
+
+def test_the_model_layer_holds_the_samples_of_large_files_and_its_size_is_known_before() -> None:
+    plan = planned()
+    (large,) = (group for group in plan.groups if group.size > SAMPLED_ABOVE)
+    layer = StoredLayer(large, WEIGHTS[0].blob, WEIGHTS[0].diff_id, ("ab" * 32,))
+    made = model_layer(plan, (layer, *WEIGHTS))
+    path = f"modelbake/samples/{large.largest.sha256}"
+    with tarfile.open(fileobj=io.BytesIO(made)) as archive:
+        assert archive.getnames() == ["modelbake", "modelbake/samples", "modelbake/manifest.json", path]
+        read = archive.extractfile(path)
+        assert read is not None and read.read() == b"ab" * 32 + b"\n"
+    assert len(made) == model_layer_size(plan)
+    assert layer.descriptor["annotations"][SAMPLES] == "ab" * 32
+    assert SAMPLES not in WEIGHTS[0].descriptor["annotations"]
 
 
 def test_weights_are_told_by_their_descriptor() -> None:

@@ -15,6 +15,7 @@ import zstandard
 from modelbake.errors import Interrupted, WrongBytes
 from modelbake.locked import LockedFile
 from modelbake.plan import WeightGroup
+from modelbake.sample import SAMPLED_ABOVE, Sampler
 from modelbake.stream.flow import (
     TAR,
     TAR_ZSTD,
@@ -42,6 +43,21 @@ FILES = {
     "model-2.safetensors": content(30_721, 2),
     "nested/deep/vocab.txt": b"word\n" * 600,
 }
+LARGE = {
+    "a.safetensors": content(SAMPLED_ABOVE + 1, 3),
+    "b.json": b"{}",
+    "c.safetensors": content(SAMPLED_ABOVE, 4),
+    "d.safetensors": content(SAMPLED_ABOVE + 700_000, 5),
+}
+
+
+def sample_of(data: bytes) -> str:
+    sampler = Sampler(len(data))
+    sampler.update(memoryview(data))
+    return sampler.hexdigest()
+
+
+SAMPLES = (sample_of(LARGE["a.safetensors"]), sample_of(LARGE["d.safetensors"]))
 
 
 def sha256(data: bytes) -> str:
@@ -132,6 +148,33 @@ class TestPlain:
         rest = b"".join(flow.read(segment.start + 700))
         assert rest == bytes_of(FILES)[segment.start + 700 :]
         assert sorted(reader.reads) == [("model-2.safetensors", 700), ("nested/deep/vocab.txt", 0)]
+
+    @pytest.mark.parametrize("compression", ["none", "zstd"])
+    def test_large_files_have_a_sample_in_the_order_of_the_group(self, compression: str) -> None:
+        flow = flow_of(LARGE, compression=compression)
+        for _ in flow.read():
+            pass
+        assert flow.samples == SAMPLES
+        assert flow_of(FILES).samples == ()
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_continued_at_earlier_offsets_the_samples_are_right(self, seed: int) -> None:
+        chosen = random.Random(seed)
+        flow = LayerFlow(layer_of(LARGE), MemoryReader(LARGE, seed=seed, largest=200_000))
+        offset = 0
+        for _ in range(5):
+            end = chosen.randint(offset, flow.layer.size)
+            for piece in flow.read(offset):
+                offset += len(piece)
+                if offset > end:
+                    break
+            offset = chosen.randint(offset // 2, offset)  # what never arrived
+        for _ in flow.read(offset):
+            pass
+        assert flow.samples == SAMPLES
+        for _ in flow.read():
+            pass
+        assert flow.samples == SAMPLES, "from the beginning, it begins anew"
 
     def test_nothing_is_left_at_the_end(self) -> None:
         flow = flow_of(FILES)

@@ -13,7 +13,8 @@ from modelbake.errors import ConfigError
 from modelbake.locked import LockedFile
 from modelbake.manifest import Manifest, digest_of
 from modelbake.plan import BuildPlan
-from modelbake.stream.assembly import RuntimeImage, model_layer
+from modelbake.sample import sampled
+from modelbake.stream.assembly import RuntimeImage, model_layer_size
 from modelbake.stream.forecast import Facts, forecast, in_words
 from modelbake.stream.publish import make_image, weights_spec
 from modelbake.stream.weights import StoredLayer, media_type_of
@@ -52,7 +53,8 @@ def image_of(plan: BuildPlan, runtime: RuntimeImage) -> Manifest:
         blob = Manifest.of(
             "application/vnd.oci.image.manifest.v1+json", json.dumps({"layers": [entry]}).encode()
         ).layers[0]
-        layers.append(StoredLayer(group, blob, digest))
+        samples = tuple("0" * 64 for _ in sampled(group.files))
+        layers.append(StoredLayer(group, blob, digest, samples))
     return make_image(plan, runtime, tuple(layers), PLAN_DIGEST).manifest
 
 
@@ -88,7 +90,7 @@ class TestForecast:
     def test_nothing_is_there_yet(self) -> None:
         plan = planned()
         told = forecast(facts_of(plan, None))
-        model = len(model_layer(plan))
+        model = model_layer_size(plan)
         assert told["model"] == "minilm" and told["version"] == "1.0.0"
         assert told["repository"] == "registry.example.com/ml/minilm"
         assert told["source"] == "hf://acme/minilm@" + "0123456789" * 4
@@ -114,7 +116,7 @@ class TestForecast:
         plan = planned()
         told = forecast(facts_of(plan, runtime_image(), stored=[plan.groups[0].digest]))
         assert told["download_bytes"] == 612 + 466_247
-        assert told["upload_bytes"] == BUNDLE + len(model_layer(plan))
+        assert told["upload_bytes"] == BUNDLE + model_layer_size(plan)
         assert told["stored_bytes"] == SHARD
         assert [layer["stored"] for layer in told["layers"]] == [True, False]
         assert told["image_layers"] == 2 + 2 + 1
@@ -199,14 +201,14 @@ class TestUpdate:
     @pytest.mark.parametrize("order", ["weights-first", "base-first"])
     def test_only_the_version_changed(self, order: str) -> None:
         before, plan = planned(layer_order=order), planned(layer_order=order, version="1.1.0")
-        model = len(model_layer(plan))
+        model = model_layer_size(plan)
         found = self.repull(plan, runtime_image(), before, runtime_image())
         assert found == {"classic_bytes": model, "containerd_bytes": model}
 
     def test_a_patched_runtime_below_weights_pulls_them_again(self) -> None:
         keys: dict[str, Any] = {"layer_order": "base-first"}
         before, plan = planned(**keys), planned(**keys, version="1.1.0")
-        model = len(model_layer(plan))
+        model = model_layer_size(plan)
         patched = runtime_image(sizes=(500, 300, 40))
         assert patched.layers[:2] == runtime_image().layers
         found = self.repull(plan, patched, before, runtime_image())
@@ -215,7 +217,7 @@ class TestUpdate:
     def test_a_patched_runtime_above_weights_does_not(self) -> None:
         keys: dict[str, Any] = {"layer_order": "weights-first"}
         before, plan = planned(**keys), planned(**keys, version="1.1.0")
-        model = len(model_layer(plan))
+        model = model_layer_size(plan)
         patched = runtime_image(sizes=(500, 300, 40))
         found = self.repull(plan, patched, before, runtime_image())
         assert found == {"classic_bytes": 40 + model, "containerd_bytes": 40 + model}
@@ -232,21 +234,21 @@ class TestUpdate:
     def test_a_changed_file(self, path: str, order: str, classic: int, containerd: int) -> None:
         before = planned(layer_order=order)
         plan = changed(planned(layer_order=order, version="1.1.0"), path)
-        model = len(model_layer(plan))
+        model = model_layer_size(plan)
         found = self.repull(plan, runtime_image(), before, runtime_image())
         assert found == {"classic_bytes": classic + model, "containerd_bytes": containerd + model}
 
     def test_another_order(self) -> None:
         before = planned(layer_order="base-first")
         plan = planned(layer_order="weights-first", version="1.1.0")
-        model = len(model_layer(plan))
+        model = model_layer_size(plan)
         found = self.repull(plan, runtime_image(), before, runtime_image())
         assert found == {"classic_bytes": WEIGHTS + RUNTIME + model, "containerd_bytes": model}
 
     def test_another_compression_is_other_layers(self) -> None:
         keys: dict[str, Any] = {"layer_order": "weights-first"}
         plan = planned(**keys, version="1.1.0", compression="zstd")
-        model = len(model_layer(plan))
+        model = model_layer_size(plan)
         found = self.repull(plan, runtime_image(), planned(**keys), runtime_image())
         assert found == {"classic_bytes": WEIGHTS + RUNTIME + model, "containerd_bytes": WEIGHTS + model}
 
@@ -257,7 +259,7 @@ class TestUpdate:
         )
         plan = planned(version="1.1.0")
         told = forecast(facts_of(plan, runtime_image(), previous=("1.0.0", previous)))["previous"]
-        everything = WEIGHTS + RUNTIME + len(model_layer(plan))
+        everything = WEIGHTS + RUNTIME + model_layer_size(plan)
         assert (told["classic_bytes"], told["containerd_bytes"]) == (everything, everything)
 
 

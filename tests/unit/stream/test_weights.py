@@ -12,12 +12,14 @@ import pytest
 from modelbake.locked import LockedModel
 from modelbake.manifest import OCI_INDEX, OCI_MANIFEST, Manifest
 from modelbake.plan import LABEL_PREFIX
+from modelbake.sample import SAMPLED_ABOVE
 from modelbake.stream.flow import TAR, TAR_ZSTD
 from modelbake.stream.weights import (
     DIFF_ID,
     EPOCH,
     GROUP,
     OCI_CONFIG,
+    SAMPLES,
     StoredLayer,
     data_image,
     group_tag,
@@ -178,6 +180,19 @@ class TestRecalled:
         entry = stored(FIRST, "zstd").descriptor
         entry["annotations"] = {GROUP: self.GROUPS[0].digest, DIFF_ID: diff_id}
         assert recalled(image_manifest(b"{}", [entry], {}), self.GROUPS[:1], "zstd") is None
+
+    @pytest.mark.parametrize(
+        "samples", [None, "", "ab" * 31, "ab" * 33, "AB" * 32, f"{'ab' * 32} {'cd' * 32}", 7]
+    )
+    def test_a_layer_without_the_samples_of_its_large_files_is_made_anew(self, samples: Any) -> None:
+        files = {"large.safetensors": bytes(SAMPLED_ABOVE + 1), "config.json": b"{}"}
+        (group, layer) = (group_of(files), stored(files))
+        assert len(layer.samples) == 1 and layer.sample_by_file.keys() == {group.largest.sha256}
+        entry = layer.descriptor
+        good = recalled(image_manifest(b"{}", [entry], {}), (group,), "none")
+        assert good == (layer,) and good[0].samples == layer.samples, "control"
+        entry["annotations"] = {**entry["annotations"], SAMPLES: samples}
+        assert recalled(image_manifest(b"{}", [entry], {}), (group,), "none") is None
 
     def test_an_index_under_the_tag_is_none(self) -> None:
         index = Manifest.of(OCI_INDEX, b'{"schemaVersion": 2, "manifests": []}')
