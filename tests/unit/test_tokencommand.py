@@ -17,7 +17,7 @@ from modelbake.credentials import Secret, hub_token
 from modelbake.errors import UsageError
 from modelbake.tokencommand import token_from_command
 
-CANARY = "hf_tokenCommandCANARY0123456789"
+CANARY = "hf_commandCANARYcommandCANARY01"
 PATH = {"PATH": os.environ["PATH"]}
 
 
