@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from modelbake import __version__
 from modelbake.errors import Interrupted, ModelbakeError, UsageError
 from modelbake.output import Output
+from modelbake.process import forbid_core_dumps, secrets_withheld
 from modelbake.workspace import Workspace
 
 VERBS = (
@@ -49,6 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit. 0 is success; every error class has an exit code of its own."""
+    forbid_core_dumps()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -57,6 +59,11 @@ def run(argv: Sequence[str]) -> int:
     # Known before the arguments are parsed, because what is wrong with them is said in this form too.
     as_json = "--log-format=json" in argv or ("--log-format", "json") in pairwise(argv)
     output = Output(log_format="json" if as_json else "text")
+    with secrets_withheld():
+        return _run(argv, output)
+
+
+def _run(argv: Sequence[str], output: Output) -> int:
     # A CI job is cancelled by SIGTERM, a closed terminal sends SIGHUP: both have to clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks to go on

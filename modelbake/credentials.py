@@ -1,18 +1,19 @@
 """Secrets: a type that does not print itself, where the hub token comes from, and redaction of text.
 
-A secret is taken from the environment or from a file, never from the command line, where every process
-of the machine could read it.
+A secret is taken from the environment, from a file or from a program that prints it (`tokencommand`), never
+from the command line, where every process of the machine could read it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
 from modelbake.errors import UsageError
+from modelbake.process import environment
 
 HUB_TOKEN = "hf_token"  # noqa: S105 - the id under which a build asks for it
 _MASK = "***"
@@ -82,16 +83,26 @@ class Redactor:
         return self._pattern.sub(_MASK, text) if self._pattern else text
 
 
-def hub_token(environ: os._Environ[str] | dict[str, str] | None = None) -> Secret | None:
-    """Return the hub token of `HF_TOKEN`, `HF_TOKEN_PATH` or the file `hf auth login` writes, else None.
+def hub_token(environ: Mapping[str, str] | None = None) -> Secret | None:
+    """Return the hub token, or None where there is none.
+
+    The first that is set decides: `HF_TOKEN`, `HF_TOKEN_PATH`, `MODELBAKE_TOKEN_COMMAND`, the file that
+    `hf auth login` writes.
 
     Source of the names: https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables
+
+    Raises:
+        UsageError: the file or the program that is named gives no token.
     """
-    env = os.environ if environ is None else environ
+    env = environment() if environ is None else environ
     if value := env.get("HF_TOKEN", "").strip():
         return Secret(value)
     if named := env.get("HF_TOKEN_PATH"):
         return _token_in(Path(named), must_exist=True)
+    if command := env.get("MODELBAKE_TOKEN_COMMAND", "").strip():
+        from modelbake.tokencommand import token_from_command  # only where it is needed: it needs this module
+
+        return token_from_command(command, env)
     try:
         home = env.get("HF_HOME") or f"{env.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/huggingface"
     except RuntimeError:  # a user without a home, such as a bare uid in a CI container

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 
 from modelbake.credentials import Secret
 from modelbake.errors import RegistryAuthError, UsageError
+from modelbake.process import environment, without_secrets
 
 DOCKER_HUB = "docker.io"
 _HUB_KEY = "https://index.docker.io/v1/"  # the name under which Docker stores Docker Hub's credentials
@@ -34,7 +34,7 @@ _TOKEN_USER = "<token>"  # noqa: S105 - the user name by which a helper says "th
 _NOT_FOUND = "credentials not found"  # docker-credential-helpers' own words; not a failure
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:]+\])(?::[0-9]{{1,5}})?")
+HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:]+\])(?::[0-9]{{1,5}})?")
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -95,7 +95,7 @@ def split_reference(ref: str) -> Reference:
     if registry == DOCKER_HUB and "/" not in repository:
         repository = f"library/{repository}"
     problem = None
-    if not _HOST.fullmatch(registry):
+    if not HOST.fullmatch(registry):
         problem = f"{registry!r} is not a registry host[:port]"
     elif not _REPOSITORY.fullmatch(repository):
         problem = f"{repository!r} is not a repository name (lower case, digits, single separators . _ -)"
@@ -133,7 +133,7 @@ class RegistryAuth:
     """
 
     def __init__(self, config_path: Path | None = None, *, environ: Mapping[str, str] | None = None) -> None:
-        self._environ = os.environ if environ is None else environ
+        self._environ = environment() if environ is None else environ
         folder = self._environ.get("DOCKER_CONFIG")
         self.config_path = (
             config_path or (Path(folder) if folder else Path.home() / ".docker") / "config.json"
@@ -147,7 +147,7 @@ class RegistryAuth:
             UsageError: the `MODELBAKE_REGISTRY*` variables contradict each other.
         """
         key = registry_key(host)
-        if not _HOST.fullmatch(key):
+        if not HOST.fullmatch(key):
             raise UsageError("not a registry host[:port]", subject=repr(host))
         if (found := self._from_environment(key)) is not None:
             return found
@@ -271,7 +271,7 @@ class RegistryAuth:
                 capture_output=True,
                 timeout=_HELPER_SECONDS,
                 check=False,
-                env=dict(self._environ),
+                env=without_secrets(self._environ),
             )
         except subprocess.TimeoutExpired:
             raise failed(f"did not answer within {_HELPER_SECONDS:.0f} s") from None

@@ -44,7 +44,11 @@ def found(pattern: str, text: str) -> bool:
     command = [sys.executable, "-I", "-S", "-c", _SEARCH]
     try:
         done = subprocess.run(
-            command, input=json.dumps([pattern, text]).encode(), capture_output=True, timeout=SEARCH_SECONDS
+            command,
+            input=json.dumps([pattern, text]).encode(),
+            capture_output=True,
+            timeout=SEARCH_SECONDS,
+            env={},
         )
     except subprocess.TimeoutExpired:
         raise SearchError(

@@ -1,6 +1,7 @@
 """Logging in to a registry: what a 401 asks for, and who is shown the credentials.
 
-They go to the registry itself and to the token service it names, over HTTPS unless both are on this machine.
+They go to the registry itself and to the token service it names, over HTTPS: in clear only to this machine,
+and to registries that `MODELBAKE_INSECURE_REGISTRIES` names.
 
 Sources: https://distribution.github.io/distribution/spec/auth/ (token, oauth2), RFC 9110 section 11.
 """
@@ -16,10 +17,12 @@ from typing import Protocol
 import httpx2
 
 from modelbake.credentials import Secret
-from modelbake.dockerconfig import RegistryCredentials
-from modelbake.errors import RegistryAuthError, RegistryError
+from modelbake.dockerconfig import HOST, RegistryCredentials, registry_key
+from modelbake.errors import RegistryAuthError, RegistryError, UsageError
+from modelbake.process import environment
 from modelbake.registryreply import Reply, document_of, parse_challenges, said
 
+INSECURE = "MODELBAKE_INSECURE_REGISTRIES"
 _LOGIN_HINT = (
     "`docker login {host}`, or set MODELBAKE_REGISTRY, MODELBAKE_REGISTRY_USER and"
     " MODELBAKE_REGISTRY_PASSWORD_FILE"
@@ -35,6 +38,26 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def in_clear(host: str, environ: Mapping[str, str] | None = None) -> bool:
+    """Tell whether plain HTTP is spoken to `host[:port]`: it is this machine, or is named by the environment.
+
+    `MODELBAKE_INSECURE_REGISTRIES` holds names as they stand in references, with commas between. It is the
+    environment's and not models.yaml's: it says what of this network may be trusted.
+
+    Raises UsageError where it holds anything else.
+    """
+    env = environment() if environ is None else environ
+    named = [word.strip() for word in env.get(INSECURE, "").split(",") if word.strip()]
+    for word in named:
+        if not HOST.fullmatch(word):
+            raise UsageError(
+                f"{word!r} is not a registry host[:port]",
+                subject=INSECURE,
+                hint="names with commas between; no patterns, no networks, no http://",
+            )
+    return is_loopback(host) or registry_key(host) in {registry_key(word) for word in named}
 
 
 class Exchange(Protocol):
@@ -97,7 +120,9 @@ class RegistryLogin:
             realm = httpx2.URL(challenge.get("realm", ""))
         except httpx2.InvalidURL:
             realm = httpx2.URL("")
-        local = realm.scheme == "http" and plain and is_loopback(realm.host)
+        port = "" if realm.port is None else f":{realm.port}"
+        host = f"[{realm.host}]" if ":" in realm.host else realm.host
+        local = realm.scheme == "http" and plain and bool(host) and in_clear(f"{host}{port}")
         if (realm.scheme != "https" and not local) or not realm.host or realm.userinfo:
             raise RegistryAuthError(
                 f"names a token service that no credentials are sent to: {realm.scheme}://{realm.host}",

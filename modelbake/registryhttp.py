@@ -1,8 +1,8 @@
 """One registry's HTTP: which scheme, who may see credentials, redirects, retries, and foreign exceptions.
 
-Plain HTTP is spoken to loopback hosts only, and HTTPS to those of them that say they want it. Credentials
-never go to the target of a redirect (see `registryauth`). Every exception of the HTTP library becomes one of
-`modelbake.errors`.
+Plain HTTP is spoken to loopback hosts and named ones only, and HTTPS to those of them that say they want it.
+Credentials never go to the target of a redirect (see `registryauth`), and a client certificate to no host but
+its own (see `certsd`). Every exception of the HTTP library becomes one of `modelbake.errors`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Self
 
 import httpx2
 
+from modelbake.certsd import certificates_of, context_for
 from modelbake.dockerconfig import DOCKER_HUB, RegistryCredentials, registry_key
 from modelbake.errors import RegistryError, RegistryUnavailable
-from modelbake.registryauth import RegistryLogin, is_loopback
+from modelbake.registryauth import INSECURE, RegistryLogin, in_clear, is_loopback
 from modelbake.registryreply import Reply, retry_after, said
-from modelbake.trust import ENVIRONMENT_HINT, trust
+from modelbake.trust import ENVIRONMENT_HINT
 
 _HUB_HOST = "registry-1.docker.io"  # where docker.io's API answers
 _FIRST_WAIT = 0.5  # seconds before the second attempt, doubled before each further one
@@ -33,6 +35,14 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
 _BUFFER = 1 << 20  # bytes; how a blob is read
 FOREIGN = (httpx2.HTTPError, httpx2.InvalidURL, httpx2.CookieConflict, httpx2.StreamError)
+
+_IS_IT_UP = "is it up, and reachable from here (DNS, firewall, HTTPS_PROXY)?"
+_HINTS = {
+    "untrusted": "if its authority is your own, name a PEM file with it in MODELBAKE_CA_BUNDLE, or put it as"
+    " ca.crt into /etc/docker/certs.d/{host}",
+    "unknown": "it wants a client certificate: client.cert and client.key in /etc/docker/certs.d/{host}",
+    "clear": f"it speaks no TLS; if nobody can listen on the way to it, name it: {INSECURE}={{host}}",
+}
 
 
 class ConnectionLost(Exception):
@@ -61,23 +71,17 @@ class RegistryConnection:
         self._attempts = attempts
         self.sleep = sleep
         self.first_wait = _FIRST_WAIT
-        loopback = is_loopback(self.host)
+        self._ca_bundle = ca_bundle
+        self._timeout = httpx2.Timeout(timeout, connect=min(timeout, 10.0))
+        self._folders: dict[str, Path | None] = {}  # of certificates, by host
+        self._clients: dict[Path | None, httpx2.Client] = {}  # by that folder
+        self._making = threading.Lock()
         address = _HUB_HOST if self.host == DOCKER_HUB else self.host
         try:
-            self._root = httpx2.URL(f"{'http' if loopback else 'https'}://{address}")
-            self._client = httpx2.Client(
-                verify=trust(ca_bundle),
-                timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
-                # A proxy of the environment must not be asked for this very machine.
-                trust_env=not loopback,
-                headers={"User-Agent": "modelbake", "Accept-Encoding": "identity"},
-            )
-        except (httpx2.InvalidURL, ValueError, OSError) as error:
-            raise RegistryError(
-                f"cannot be addressed ({type(error).__name__}: {error})",
-                subject=self.host,
-                hint=ENVIRONMENT_HINT,
-            ) from error
+            self._root = httpx2.URL(f"{'http' if in_clear(self.host) else 'https'}://{address}")
+        except httpx2.InvalidURL as error:
+            raise self._not_addressed(error) from error
+        self._client_for(self._root)  # a bundle that is none is told before anything is sent
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +93,8 @@ class RegistryConnection:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        for client in self._clients.values():
+            client.close()
 
     def ask(
         self,
@@ -155,7 +160,7 @@ class RegistryConnection:
         try:
             for _ in range(_MOST_REDIRECTS + 1):
                 headers = self._authorization(url, scope)
-                with self._client.stream("GET", url, headers=headers) as response:
+                with self._client_for(url).stream("GET", url, headers=headers) as response:
                     if response.status_code in _REDIRECTS:
                         url = self._target(url, response.headers)
                         continue
@@ -169,6 +174,34 @@ class RegistryConnection:
         except FOREIGN as error:
             raise self._unreachable(url, error) from error
         raise RegistryError("redirects without end", subject=self.host)
+
+    def _client_for(self, url: httpx2.URL) -> httpx2.Client:
+        """Return the client for a URL's host: it alone is shown the certificate that we have for it."""
+        # By the name that the reference has: Docker's folder of `host:443` is not that of `host`.
+        host = self.host if url.origin == self._root.origin else registry_key(url.netloc.decode())
+        with self._making:
+            if host not in self._folders:
+                self._folders[host] = certificates_of(host)
+            folder = self._folders[host]
+            if folder not in self._clients:
+                try:
+                    self._clients[folder] = httpx2.Client(
+                        verify=context_for(folder, self._ca_bundle),
+                        timeout=self._timeout,
+                        # A proxy of the environment must not be asked for this very machine.
+                        trust_env=not is_loopback(self.host),
+                        headers={"User-Agent": "modelbake", "Accept-Encoding": "identity"},
+                    )
+                except (httpx2.InvalidURL, ValueError, OSError) as error:
+                    raise self._not_addressed(error) from error
+            return self._clients[folder]
+
+    def _not_addressed(self, error: Exception) -> RegistryError:
+        return RegistryError(
+            f"cannot be addressed ({type(error).__name__}: {error})",
+            subject=self.host,
+            hint=ENVIRONMENT_HINT,
+        )
 
     def _authorization(self, url: httpx2.URL, scope: str) -> dict[str, str]:
         """Return the Authorization header for a request, empty for any host but the registry's own."""
@@ -232,7 +265,7 @@ class RegistryConnection:
                 reply = self._receive(method, url, headers, content, patience)
             except FOREIGN as error:
                 failure = self._unreachable(url, error)
-                if not isinstance(error, httpx2.TransportError) or _untrusted(error):
+                if not isinstance(error, httpx2.TransportError) or _tls_problem(error):
                     raise failure from error
                 failure.__cause__ = error
             else:
@@ -259,9 +292,10 @@ class RegistryConnection:
         patience: float = 0.0,
     ) -> Reply:
         body = bytearray()
-        usual = self._client.timeout
+        usual = self._timeout
         timeout = httpx2.Timeout(max(patience, usual.read or 0.0), connect=usual.connect)
-        with self._client.stream(method, url, headers=headers, content=content, timeout=timeout) as response:
+        client = self._client_for(url)
+        with client.stream(method, url, headers=headers, content=content, timeout=timeout) as response:
             deadline = time.monotonic() + _LONGEST_REPLY
             for chunk in response.iter_bytes():
                 body += chunk
@@ -274,25 +308,33 @@ class RegistryConnection:
             return Reply(response.status_code, response.headers, bytes(body))
 
     def _unreachable(self, url: httpx2.URL, error: Exception) -> RegistryUnavailable:
-        if _untrusted(error):
-            hint = "if its authority is your own, name a PEM file with it in MODELBAKE_CA_BUNDLE"
-        else:
-            hint = "is it up, and reachable from here (DNS, firewall, HTTPS_PROXY)?"
+        hint = _HINTS.get(
+            _tls_problem(error), "is it up, and reachable from here (DNS, firewall, HTTPS_PROXY)?"
+        )
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
         return RegistryUnavailable(
             f"cannot be reached ({kind}: {error})" if str(error) else f"cannot be reached ({kind})",
             subject=_place(url),
-            hint=hint,
+            hint=hint.format(host=url.netloc.decode()),
         )
 
 
-def _untrusted(error: BaseException | None) -> bool:
-    """Tell whether a certificate check is behind an error: sending the request again cannot mend that."""
+def _tls_problem(error: BaseException | None) -> str:
+    """Return which of _HINTS is about the TLS error behind an error, "" where there is none.
+
+    Sending the request again cannot mend it.
+    """
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
-            return True
+            return "untrusted"
+        if isinstance(error, ssl.SSLError):
+            reason = error.reason or ""
+            if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+                return "clear"
+            if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+                return "unknown"
         error = error.__cause__ or error.__context__
-    return False
+    return ""
 
 
 def _place(url: httpx2.URL) -> str:

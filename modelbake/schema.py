@@ -269,6 +269,13 @@ class SmokeEntry(Entry):
         return self
 
 
+# A change of models.yaml must neither run a program here nor lower what is asked of a registry.
+_OF_THE_ENVIRONMENT = {
+    "token_command": "set MODELBAKE_TOKEN_COMMAND in the environment",
+    "insecure_registries": "set MODELBAKE_INSECURE_REGISTRIES in the environment",
+}
+
+
 class Settings(Entry):
     """What a model may say, and what `defaults` may say for all models."""
 
@@ -276,6 +283,7 @@ class Settings(Entry):
         dict.fromkeys(
             ("version", "source", "allow_pickle"), "each model has its own, so it cannot be a default"
         )
+        | _OF_THE_ENVIRONMENT
     )
 
     revision: Revision = Field(
@@ -358,6 +366,7 @@ class ModelEntry(Settings):
             "repo": "write 'source: hf://organisation/name'",
             "repo_id": "write 'source: hf://organisation/name'",
             "gpu": "write 'device: cuda'",
+            **_OF_THE_ENVIRONMENT,
         }
     )
 
@@ -380,6 +389,8 @@ class ModelEntry(Settings):
 
 class ModelsFile(Entry):
     """The models that are built into images, and the registry these are pushed to."""
+
+    explained = MappingProxyType(_OF_THE_ENVIRONMENT)
 
     registry: Registry = Field(
         description="Registry host, with a port and namespaces if needed; images are REGISTRY/MODEL:VERSION.",

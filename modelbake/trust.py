@@ -35,7 +35,7 @@ def trust(ca_bundle: Path | None = None) -> ssl.SSLContext:
             content = ca_bundle.read_bytes()
         except OSError as error:
             raise _unusable(error.strerror, subject) from error
-        _add(context, content, subject)
+        add_authorities(context, content, subject)
     return context
 
 
@@ -44,10 +44,11 @@ def check_authorities(content: bytes, subject: str) -> None:
 
     `subject` names the file, as whoever gave it knows it.
     """
-    _add(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), content, subject)
+    add_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), content, subject)
 
 
-def _add(context: ssl.SSLContext, content: bytes, subject: str) -> None:
+def add_authorities(context: ssl.SSLContext, content: bytes, subject: str) -> None:
+    """Trust certificates in PEM form; raise UsageError where the content is anything else."""
     # OpenSSL refuses such a file, but not such a text; and a key has no business in a build.
     if b"PRIVATE KEY-----" in content:
         raise _unusable("it holds a private key", subject)

@@ -42,8 +42,12 @@ _PLUGIN_FOLDERS = (
     "/usr/libexec/docker/cli-plugins",
 )
 _CANCEL_SECONDS = 10
-# Variables that would change what is built, or where. SOURCE_DATE_EPOCH becomes a build argument by itself.
-_DROPPED = re.compile(r"(?:BUILDX|BUILDKIT|DOCKER|MODELBAKE|OTEL)_.*|SOURCE_DATE_EPOCH")
+# What buildx, and the ssh that it starts for an engine elsewhere, need of the environment. All else could be
+# a secret, or change what is built, or where.
+_KEPT = re.compile(
+    r"PATH|HOME|USER|LOGNAME|TMPDIR|LANG|LC_\w+|TERM|XDG_\w+|SSH_AUTH_SOCK|SSL_CERT_(?:FILE|DIR)"
+    r"|(?:HTTPS?|ALL|NO)_PROXY|(?:https?|all|no)_proxy"
+)
 _IMAGE = re.compile(
     rb"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+)|--from=(\S+)|\bfrom=([^\s,]+)|^#[ \t]*syntax[ \t]*=[ \t]*(\S+)",
     re.IGNORECASE | re.MULTILINE,
@@ -105,12 +109,7 @@ class BuildxBuilder:
 
     def _environment(self, private: Path, request: BuildRequest) -> dict[str, str]:
         """Return what buildx sees: no secret of ours, one engine, and a Docker configuration of its own."""
-        hidden = [secret.reveal_bytes() for secret in request.secrets.values() if secret]
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not _DROPPED.fullmatch(name) and not any(secret in os.fsencode(value) for secret in hidden)
-        }
+        environment = _kept_environment()
         config = private / "docker"
         config.mkdir(mode=0o700)
         (config / "config.json").write_text(json.dumps({"auths": dict(_credentials(request))}))
@@ -175,6 +174,10 @@ class _Buildx:
                 shutil.copyfileobj(self._context, stdin, 1 << 20)
 
 
+def _kept_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
+
+
 def find_buildx() -> str:
     """Return the path of a buildx that is new enough, from the PATH or Docker's plugin folders.
 
@@ -189,7 +192,12 @@ def find_buildx() -> str:
         raise Unsuitable("the buildx plugin is not installed")
     try:
         said = subprocess.run(
-            [found, "version"], capture_output=True, text=True, timeout=20, check=True
+            [found, "version"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+            env=_kept_environment(),
         ).stdout
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
         raise Unsuitable(f"{found} does not run ({type(error).__name__})") from error

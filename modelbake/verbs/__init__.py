@@ -129,12 +129,13 @@ def build_secrets(args: argparse.Namespace) -> dict[str, Secret]:
     Raises UsageError for a file that cannot be read, and for a CA bundle that holds no certificates.
     """
     from modelbake.credentials import HUB_TOKEN, Secret, hub_token
+    from modelbake.process import environment
     from modelbake.trust import check_authorities
 
     secrets: dict[str, Secret] = {}
     if token := hub_token():
         secrets[HUB_TOKEN] = token
-    if url := os.environ.get("MODELBAKE_INDEX_URL"):
+    if url := environment().get("MODELBAKE_INDEX_URL"):
         secrets["index_url"] = Secret(url)
     for name, given in (("ca_bundle", args.ca_bundle), ("pip_config", args.pip_config)):
         variable = f"MODELBAKE_{name.upper()}"

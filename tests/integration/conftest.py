@@ -22,7 +22,7 @@ import pytest
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
 from modelbake.engine import Engine, connect
-from tests.integration.world import Services, World
+from tests.integration.world import WORLDS, Services, World
 from tests.servers.environment import Wheels, bridge_address, build_environment, run_script, shell_exports
 from tests.servers.hub import Hub
 from tests.servers.minilm import cache_folder
@@ -136,6 +136,13 @@ def services(
 def second_engine() -> str:
     """Start (or find) an engine that has none of the first one's images; return its address."""
     return shell_exports("engine", "up", "--name", "second")["DOCKER_HOST"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """After every test: no token and no password is in what any `build.py` has said or written meanwhile."""
+    yield
+    assert [leak for world in WORLDS for leak in world.leaks()] == []
 
 
 @pytest.fixture

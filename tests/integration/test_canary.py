@@ -11,12 +11,10 @@ import json
 import os
 import re
 import secrets
-import stat
 import tarfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,50 +24,13 @@ from modelbake.buildkit.solve import build
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryAuth
 from modelbake.engine import Engine, connect
+from modelbake.errors import UsageError
 from tests.integration.conftest import tar
 from tests.integration.world import World
+from tests.servers.canary import found_in_bytes, found_in_files
 from tests.servers.engine_proxy import EngineProxy
 
 pytestmark = pytest.mark.engine
-_CHUNK = 1 << 20
-
-
-def found_in_bytes(needle: bytes, data: bytes) -> bool:
-    """Tell whether a secret is in some bytes: as it is, or as base64 at any alignment."""
-    return any(form in data for form in _forms(needle))
-
-
-def _forms(needle: bytes) -> list[bytes]:
-    # Of base64, the characters that depend on the secret alone, at each of the three alignments.
-    inner = [base64.b64encode(b"\0" * shift + needle)[(shift * 4 + 2) // 3 : -4] for shift in range(3)]
-    return [needle, *inner]
-
-
-def found_in_files(needle: bytes, root: Path, since: float = 0) -> list[Path]:
-    """Return the files below a folder that hold the secret, of those that were touched `since` a time.
-
-    A secret made a moment ago is in no older file, and an engine that has been used holds many of them. What
-    counts is the inode's own time, which nobody sets.
-    """
-    hits = []
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder) / name
-            with suppress(OSError):  # a file that the engine removed meanwhile holds nothing
-                state = path.lstat()
-                if stat.S_ISREG(state.st_mode) and state.st_ctime >= since and _file_holds(needle, path):
-                    hits.append(path)
-    return hits
-
-
-def _file_holds(needle: bytes, path: Path) -> bool:
-    forms, tail = _forms(needle), b""
-    with path.open("rb") as file:
-        while data := file.read(_CHUNK):
-            if any(form in tail + data for form in forms):
-                return True
-            tail = data[-200:]
-    return False
 
 
 def found_in_image(needle: bytes, engine: Engine, image: str) -> list[str]:
@@ -107,16 +68,29 @@ def _data_root(engine: Engine) -> Path | None:
     return root if engine.disk_free() is not None and os.access(root, os.R_OK | os.X_OK) else None
 
 
+@pytest.mark.promise("token-leak")
 def test_the_token_is_found_nowhere(world: World, proxy: EngineProxy, engine: Engine) -> None:
     needle, began = world.token.encode(), time.time() - 1
     world.repo("acme/tiny", {"config.json": b"{}", "model.safetensors": os.urandom(12 << 20)})
     world.models(tiny={})
     world.environment["DOCKER_HOST"] = f"tcp://127.0.0.1:{proxy.port}"
     said = ""
-    for verb in ("check", "lock", "render", "build", "smoke", "push", "doctor"):
-        more = {"render": ["tiny", "--output", "context"], "check": [], "doctor": []}.get(verb, ["tiny"])
-        for log_format in ("text", "json"):
-            ran = world.build_py(verb, *more, "--log-format", log_format).ok()
+    # In text the secrets come from files, in JSON from the environment, which children could inherit.
+    given = {
+        "text": {},
+        "json": {
+            "HF_TOKEN": world.token,
+            "MODELBAKE_REGISTRY_PASSWORD": world.services.password,
+            "MODELBAKE_REGISTRY_PASSWORD_FILE": None,
+        },
+    }
+    for log_format, environment in given.items():
+        verbs = ["check", "lock", "render tiny --output context", "build tiny", "smoke tiny", "push tiny"]
+        if log_format == "json":
+            verbs += ["plan tiny --json", "size tiny --json", "history tiny --json --html history.html"]
+            verbs += ["compare tiny 1.0.0 1.0.0 --json"]
+        for verb in (*verbs, "doctor"):
+            ran = world.build_py(*verb.split(), "--log-format", log_format, **environment).ok()
             said += ran.out + ran.err
     assert not found_in_bytes(needle, said.encode())
     assert not found_in_bytes(world.services.password.encode(), said.encode())
@@ -133,13 +107,58 @@ def test_the_token_is_found_nowhere(world: World, proxy: EngineProxy, engine: En
     history = json.dumps(engine.api.history("modelbake/tiny:1.0.0"))  # type: ignore[no-untyped-call]
     assert not found_in_bytes(needle, history.encode())
 
-    # Whatever the run wrote beside models.yaml: lock, context, report. The token file itself is the control.
+    # Whatever the run wrote beside models.yaml: lock, context, report, page. The token file is the control.
     assert [path.name for path in found_in_files(needle, world.folder)] == ["hub.token"]
     if root := _data_root(engine):
         assert found_in_files(needle, root, began) == []
     assert not world.hub.token_leaks()
 
 
+@pytest.mark.control("token-leak")
+def test_the_search_of_every_run_finds_what_is_printed_and_written(world: World) -> None:
+    world.models(tiny={})
+    password = world.services.password
+    assert world.build_py("history", password).code == UsageError.exit_code, "an argument that is no secret"
+    assert world.leaks() == [f"{password[:6]}... is in what build.py printed"]
+    for path, content in (("reports/x.json", world.token), ("page.html", f"{world.token}:")):
+        (world.folder / path).parent.mkdir(exist_ok=True)
+        (world.folder / path).write_bytes(
+            base64.b64encode(b"a" + content.encode()) if "x" in path else content.encode()
+        )
+        world.build_py("check").ok()
+        assert world.leaks() == [f"{world.token[:6]}... is in {path}"]
+        (world.folder / path).unlink()
+    world.build_py("check").ok()
+    assert world.leaks() == []
+
+
+@pytest.mark.control("token-leak")
+def test_the_search_of_every_run_sees_the_programs_it_starts(world: World) -> None:
+    """A command whose words are the token shows itself to `ps`: that is the user's doing, and is found."""
+    world.repo("acme/tiny", {"config.json": b"{}", "model.safetensors": b"weights"})
+    world.models(tiny={})
+    command = f"env -u A{world.token} echo {world.token}"
+    world.build_py("lock", HF_TOKEN_PATH=None, MODELBAKE_TOKEN_COMMAND=command).ok()
+    assert [leak.rpartition(" ")[2] for leak in world.leaks()] == ["children.jsonl"]
+    (child,) = world.children()
+    assert "echo" in child["command"] and child["environment"]["HOME"] == str(world.folder)
+
+
+@pytest.mark.promise("token-leak")
+def test_a_token_from_a_command_is_as_secret_as_any(world: World) -> None:
+    world.repo("acme/tiny", {"config.json": b"{}", "model.safetensors": b"weights"})
+    world.models(tiny={})
+    (world.folder / "vault").write_text(
+        f"#!/bin/sh\necho signed in >&2\ncat {world.environment['HF_TOKEN_PATH']}\n"
+    )
+    (world.folder / "vault").chmod(0o755)
+    world.build_py("lock", HF_TOKEN_PATH=None, MODELBAKE_TOKEN_COMMAND="./vault").ok()
+    refused = world.build_py("lock", HF_TOKEN_PATH=None, MODELBAKE_TOKEN_COMMAND="sh -c './vault; exit 3'")
+    assert refused.code == UsageError.exit_code and "ended with exit code 3: signed in" in refused.err
+    assert len(world.children()) == 2 and world.leaks() == []
+
+
+@pytest.mark.control("token-leak")
 def test_the_search_finds_a_token_that_leaks(world: World, proxy: EngineProxy, tiny: str) -> None:
     """The same search over a build that copies its secret into a layer, a label and its output."""
     needle, began = f"hf_{secrets.token_hex(17)}", time.time() - 1
@@ -174,6 +193,7 @@ LABEL org.example.leak="{needle}"
             engine.api.remove_image(built.id, force=True)
 
 
+@pytest.mark.control("token-leak")
 @pytest.mark.parametrize("shift", range(6))
 def test_the_search_sees_through_base64(shift: int) -> None:
     needle = b"hf_0123456789abcdef"

@@ -30,8 +30,8 @@ from modelbake.stream.layers import WeightLayer
 from modelbake.stream.repository import RegistryRepository
 from modelbake.stream.weights import OCI_CONFIG, StoredLayer, data_image, group_tag
 from tests.integration.conftest import TestRegistry
-from tests.integration.test_canary import found_in_bytes, found_in_files
 from tests.integration.world import TINY, BehindProxy, Services, World
+from tests.servers.canary import found_in_bytes, found_in_files
 from tests.servers.environment import run_script, shell_exports
 from tests.servers.hub import Hub
 from tests.servers.registry_streaming import StreamingProxy
@@ -614,6 +614,7 @@ def test_a_remembered_layer_with_other_bytes_never_gets_a_version(world: World) 
 # --- the token ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("token-leak")
 def test_the_token_is_found_nowhere(world: World, registry: TestRegistry) -> None:
     """Not in what the registry keeps, a layout, or what is said; test_canary.py has more controls."""
     needle, began = world.token.encode(), time.time() - 1

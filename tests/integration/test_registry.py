@@ -195,3 +195,42 @@ def test_tls_on_this_machine(tls_registry: dict[str, str]) -> None:
         client.ping()
     with Registry(host, credentials) as client, pytest.raises(RegistryUnavailable, match="CA_BUNDLE"):
         client.ping()
+
+
+@pytest.fixture(scope="module")
+def mtls_registry() -> Iterator[dict[str, str]]:
+    name = "clientcert"
+    yield shell_exports("registry", "up", "--name", name, "--client-certificate")
+    run_script("registry", "down", "--name", name, "--purge")
+
+
+@pytest.mark.promise("access")
+def test_a_registry_that_wants_a_client_certificate(
+    mtls_registry: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without one the password is not even asked for; another registry's folder is not used."""
+    host = mtls_registry["MODELBAKE_REGISTRY"]
+    password = Path(mtls_registry["MODELBAKE_REGISTRY_PASSWORD_FILE"]).read_text().strip()
+    credentials = RegistryCredentials(mtls_registry["MODELBAKE_REGISTRY_USER"], Secret(password))
+    (tmp_path / "127.0.0.1").symlink_to(Path(mtls_registry["MODELBAKE_CERTS_DIR"]) / host)
+    monkeypatch.setenv("MODELBAKE_CERTS_DIR", str(tmp_path))
+    with (
+        Registry(host, credentials, Path(mtls_registry["MODELBAKE_REGISTRY_CA"])) as client,
+        pytest.raises(RegistryUnavailable) as caught,
+    ):
+        client.ping()
+    assert f"client.cert and client.key in /etc/docker/certs.d/{host}" in caught.value.hint
+
+
+@pytest.mark.control("access")
+def test_a_client_certificate_of_dockers_layout_opens_it(
+    mtls_registry: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its authority is beside the certificate: nothing else names it."""
+    host = mtls_registry["MODELBAKE_REGISTRY"]
+    password = Path(mtls_registry["MODELBAKE_REGISTRY_PASSWORD_FILE"]).read_text().strip()
+    credentials = RegistryCredentials(mtls_registry["MODELBAKE_REGISTRY_USER"], Secret(password))
+    monkeypatch.setenv("MODELBAKE_CERTS_DIR", mtls_registry["MODELBAKE_CERTS_DIR"])
+    with Registry(host, credentials) as client:
+        client.ping()
+        assert client.tags("ml/absent") == []

@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx2
 
+from modelbake.process import SECRET_VARIABLES
+from tests.servers.canary import found_in_bytes, found_in_files
 from tests.servers.environment import ROOT
 from tests.servers.hub import Hub, Repo
 from tests.servers.minilm import cache_folder
@@ -119,6 +121,12 @@ class Ran:
         return self
 
 
+WORLDS: list[World] = []  # of this session: after each test, what was said in any of them is searched
+_LARGEST_SEARCHED = (
+    4 << 20
+)  # bytes of a file; larger ones are weights and layers, which have tests of their own
+
+
 @dataclass
 class World:
     """One test's folder and hub. `environment` is that of the user's shell."""
@@ -130,9 +138,13 @@ class World:
     namespace: str = field(default_factory=lambda: f"t{secrets.token_hex(4)}")
     environment: dict[str, str] = field(default_factory=dict)
     images: Path = ROOT / "tests" / "runtimes"
+    secrets: set[str] = field(default_factory=set)  # what must be nowhere in what is said and written
     _others: tuple[Services, ...] = ()
+    _said: list[str] = field(default_factory=list)  # since the last search for secrets
 
     def __post_init__(self) -> None:
+        WORLDS.append(self)
+        self.secrets |= {self.token, self.services.password}
         token_file = self.folder / "hub.token"
         token_file.write_text(self.token)
         self.environment = {
@@ -143,6 +155,8 @@ class World:
             "MODELBAKE_REGISTRY_USER": self.services.registry_user,
             "MODELBAKE_REGISTRY_PASSWORD_FILE": str(self.services.registry_password_file),
             "HF_TOKEN_PATH": str(token_file),
+            "PYTHONPATH": str(ROOT / "tests/servers/child_spy"),
+            "CHILD_SPY": str(self._children),
             **self.services.build_environment,
         }
 
@@ -191,8 +205,41 @@ class World:
         }
         command = [sys.executable, str(ROOT / "build.py"), *arguments, "--images", str(self.images)]
         done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        self.secrets |= {value for name, value in env.items() if name in SECRET_VARIABLES and value}
+        self._said += [done.stdout, done.stderr]
         assert "Traceback" not in done.stderr, done.stderr
         return Ran(done.returncode, done.stdout, done.stderr)
+
+    @property
+    def _children(self) -> Path:
+        return self.folder / "children.jsonl"
+
+    def leaks(self) -> list[str]:
+        """Return where a secret is, of all that was said and written since this was last asked for.
+
+        Said: stdout and stderr of every `build.py`, the command line and the environment of every program
+        that it started. Written: all in the folder but what the user has put there.
+        """
+        if not self._said:
+            return []
+        said = "\n".join(self._said)
+        self._said.clear()
+        users = [self.folder / name for name in ("hub.token", "password", ".docker", "docker-config")]
+        hits = []
+        for secret in sorted(self.secrets):
+            if found_in_bytes(secret.encode(), said.encode()):
+                hits.append(f"{secret[:6]}... is in what build.py printed")
+            files = found_in_files(
+                secret.encode(), self.folder, largest=_LARGEST_SEARCHED, without={*users, self.hub.root}
+            )
+            hits += [f"{secret[:6]}... is in {path.relative_to(self.folder)}" for path in files]
+        return hits
+
+    def children(self) -> list[dict[str, Any]]:
+        """Return the `command` and the `environment` of each program that `build.py` has started so far."""
+        if not self._children.exists():
+            return []
+        return [json.loads(line) for line in self._children.read_text().splitlines()]
 
     def login(self, *others: Services) -> None:
         """Write ~/.docker/config.json as `docker login` does, for this world's registry and other ones."""

@@ -47,6 +47,18 @@ def make_certificate(folder: Path, names: Sequence[str] = ("127.0.0.1", "localho
     return made
 
 
+def make_client_certificate(made: Certificate, folder: Path, name: str = "client") -> Path:
+    """Make `folder`/`name`.cert and .key, as Docker calls them, by the same authority; return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _openssl(
+        *["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "10"],
+        *["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.cert"), "-subj", "/CN=ci"],
+        *["-CA", str(made.authority), "-CAkey", str(made.authority.with_name("ca.key"))],
+        *["-addext", "basicConstraints=CA:FALSE", "-addext", "extendedKeyUsage=clientAuth"],
+    )
+    return folder
+
+
 def _alternative_name(name: str) -> str:
     try:
         ipaddress.ip_address(name)

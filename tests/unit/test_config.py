@@ -451,6 +451,11 @@ WRONG_VALUES = [
     ("verison", "1", "verison: unknown key; did you mean 'version'?"),
     ("gpu", "true", "gpu: unknown key; write 'device: cuda'"),
     (
+        "token_command",
+        "[vault, read]",
+        "token_command: unknown key; set MODELBAKE_TOKEN_COMMAND in the environment",
+    ),
+    (
         "hf_token",
         "x",
         "hf_token: unknown key; secrets are never written in this file: tokens come from the environment",

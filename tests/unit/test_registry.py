@@ -58,6 +58,7 @@ class Asked:
     path: str
     headers: dict[str, str]
     body: bytes
+    shown: object = None  # the client's certificate, of servers that ask for one
 
 
 @dataclass
@@ -92,7 +93,8 @@ def serving(
         def _handle(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            asked = Asked(self.command, self.path, headers, body)
+            shown = self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
+            asked = Asked(self.command, self.path, headers, body, shown)
             server.asked.append(asked)
             answer = server.script(asked)
             if answer.raw is not None:
@@ -437,6 +439,7 @@ def test_a_token_service_that_gives_no_token(
         "https://",
     ],
 )
+@pytest.mark.promise("access")
 def test_credentials_go_to_no_token_service_in_clear(realm: str) -> None:
     with (
         serving(lambda a: Answer(401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'})) as server,
@@ -447,6 +450,7 @@ def test_credentials_go_to_no_token_service_in_clear(realm: str) -> None:
     assert len(server.asked) == 1
 
 
+@pytest.mark.promise("access")
 def test_a_redirect_target_never_sees_credentials() -> None:
     def registry_script(asked: Asked) -> Answer:
         if asked.headers.get("authorization") != BASIC:
@@ -464,6 +468,7 @@ def test_a_redirect_target_never_sees_credentials() -> None:
         assert server.asked[-1].headers["authorization"] == BASIC
 
 
+@pytest.mark.control("access")
 def test_a_redirect_on_the_same_host_keeps_credentials() -> None:
     def script(asked: Asked) -> Answer:
         if asked.headers.get("authorization") != BASIC:
@@ -615,7 +620,7 @@ def test_no_exception_of_the_http_library_leaks(kind: type[Exception]) -> None:
 
     registry = Registry("127.0.0.1:1", sleep=lambda seconds: None)
     registry.close()
-    registry._client = httpx2.Client(transport=Raising())
+    registry._clients = {None: httpx2.Client(transport=Raising())}
     calls: list[Callable[[], object]] = [
         registry.ping,
         lambda: registry.manifest("a", "1"),
@@ -693,6 +698,7 @@ def registry_test(authority: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield server
 
 
+@pytest.mark.promise("access")
 def test_an_unknown_authority_is_refused_at_once(registry_test: Server) -> None:
     with (
         client(registry_test.address, ME) as (registry, waits),
@@ -703,6 +709,7 @@ def test_an_unknown_authority_is_refused_at_once(registry_test: Server) -> None:
     assert registry_test.asked == []
 
 
+@pytest.mark.control("access")
 def test_a_ca_bundle_adds_an_authority(
     registry_test: Server, authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
