@@ -70,6 +70,7 @@ class Bench:
     """A manifest, a folder of secrets and a destination."""
 
     def __init__(self, folder: Path, endpoint: str, commit: str = "0" * 40) -> None:
+        self.program = FETCH
         self.manifest = folder / "manifest.json"
         self.secrets = folder / "secrets"
         self.destination = folder / "models"
@@ -96,7 +97,7 @@ class Bench:
 
     def command(self, *options: str) -> list[str]:
         arguments = [str(self.manifest), str(self.destination), "--secrets", str(self.secrets), *options]
-        return [sys.executable, str(FETCH), *arguments]
+        return [sys.executable, str(self.program), *arguments]
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
