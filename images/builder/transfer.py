@@ -200,6 +200,8 @@ class Transfer:
                             return
                         self._write(partial, chunk[: stop - position], position)
                         position = min(position + len(chunk), stop)
+                        if position == stop:
+                            return  # what follows is not read: it need not have an end
                 if position < stop:
                     raise Retry(f"{opened.location.host} sent less than the range")
 

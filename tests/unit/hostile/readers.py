@@ -75,7 +75,8 @@ class Case:
 
     def locked(self) -> LockedModel:
         """What the lock says of the model."""
-        files = [LockedFile(path, len(data), self.truth[path]) for path, data in sorted(self.files.items())]
+        truth = self.truth
+        files = [LockedFile(path, len(data), truth[path]) for path, data in sorted(self.files.items())]
         spec = ModelSpec(name="m", version="1.0.0", source=f"hf://{NAME}", runtime="embeddings", hub=self.hub)
         return LockedModel.of(spec, self.commit, files)
 
@@ -153,9 +154,8 @@ def prepare(case: Case, program: Path = BUILDER / "fetch.py") -> list[str]:
     (secrets / "sources").write_text(json.dumps(source))
     if case.token:
         (secrets / "hf_token").write_text(case.token)
-    files = [
-        {"path": path, "size": len(data), "sha256": case.truth[path]} for path, data in case.files.items()
-    ]
+    truth = case.truth
+    files = [{"path": path, "size": len(data), "sha256": truth[path]} for path, data in case.files.items()]
     manifest = case.folder / "manifest.json"
     manifest.write_text(json.dumps({"schema": 1, "files": files}))
     arguments = [str(manifest), str(case.destination), "--secrets", str(secrets), *case.options]
