@@ -24,6 +24,7 @@ from modelbake.requirements import split_requirements
 # What of images/ travels with every context. A list, so that nothing lying beside it ever does.
 PROGRAMS = (
     "builder/accelerate.py",
+    "builder/addresses.py",
     "builder/answers.py",
     "builder/events.py",
     "builder/fetch.py",

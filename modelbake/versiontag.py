@@ -81,7 +81,7 @@ class VersionTag:
             raise lost or ReadBackMismatch(
                 "the registry took the tag, but does not have it",
                 subject=self.name,
-                hint="the version tag has not been set; run it again",
+                hint="run it again: it finds out, and sends nothing twice",
             )
         if found != manifest:
             raise TagConflict(

@@ -67,6 +67,7 @@ class Request:
     read: float
     attempts: int
     patience: float
+    grace: float
     ranges_from: int
 
 
@@ -123,6 +124,12 @@ def _parse(arguments: Sequence[str]) -> Request:
         type=float,
         default=300,
         help="seconds of waiting between attempts, for a file; default: %(default)s",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=900,
+        help="seconds for a file, and for the run, beside those that 50 KiB/s take; default: %(default)s",
     )
     parser.add_argument(
         "--ranges-from",
@@ -210,12 +217,13 @@ def _fetch_all(
     """Fetch files, several at a time; the first error ends it."""
     # Imported only now, when the environment is as huggingface_hub shall find it.
     from hub import Hub
-    from persistence import Limits
+    from persistence import Limits, longest_run, too_slow
     from transfer import Transfer
 
     hub = Hub(source, token, ca=authorities, connect=request.connect, read=request.read)
-    limits = Limits(request.attempts, request.patience, request.read, request.ranges_from)
+    limits = Limits(request.attempts, request.patience, request.grace, request.read, request.ranges_from)
     stop = threading.Event()
+    end_of_all = time.monotonic() + longest_run([entry.size for entry in entries], limits)
     waiting: queue.SimpleQueue[Transfer] = queue.SimpleQueue()
     for entry in sorted(entries, key=lambda entry: (-entry.size, entry.path)):  # the longest way first
         waiting.put(Transfer(entry, hub, destination, events, limits, ca=authorities, stop=stop))
@@ -244,6 +252,10 @@ def _fetch_all(
         while any(worker.is_alive() for worker in workers):
             with contextlib.suppress(queue.Empty):
                 raise failures.get(timeout=_TICK)
+            for transfer in list(active.values()):
+                transfer.require_time()
+            if time.monotonic() > end_of_all:
+                raise too_slow()
             events.progress({path: (one.done, one.entry.size) for path, one in list(active.items())})
         with contextlib.suppress(queue.Empty):
             raise failures.get_nowait()

@@ -2,7 +2,8 @@
 
 huggingface_hub makes the URLs, asks for the metadata and knows the hub's error headers. It would hand the
 token on to every host that it takes for a hub, so a guard on each request takes the token off unless the
-request goes to the endpoint's own scheme, host and port. Redirects are followed here, hop by hop.
+request goes to the endpoint's own scheme, host and port. Redirects are followed here, hop by hop, and not
+into the build's own machine or network: see addresses.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import httpx2
+from addresses import redirect_problem
 from events import Code, FetchError
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
@@ -196,6 +198,10 @@ class Hub:
         request.headers.pop("Cookie", None)  # cookies know no ports
         if _origin(str(request.url)) != self._origin:
             request.headers.pop("Authorization", None)
+            if problem := redirect_problem(self._origin[1], request.url.host):
+                raise FetchError(
+                    Code.UNREACHABLE, f"{self.host} redirects to where it must not: {problem}; not followed"
+                )
         if request.method == "HEAD":
             self._hops.count += 1
             if self._hops.count > MAX_REDIRECTS + 1:

@@ -130,6 +130,7 @@ def unsafe(path: str) -> str:
         "has an empty part": "" in parts,
         "has a part `.` or `..`": "." in parts or ".." in parts,
         "has a part `.git`": any(part.lower() == ".git" for part in parts),
+        "has a part that begins with `.wh.`": any(part.startswith(".wh.") for part in parts),
         "has a backslash": "\\" in path,
         "has a control character": any(unicodedata.category(char) == "Cc" for char in path),
         f"starts with {PARTIAL_PREFIX}": path.startswith(PARTIAL_PREFIX),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from hub import Retry
 _BACKOFF = 0.5, 16.0  # seconds before the second attempt, and at most; doubled each time
 _PROGRESSED = 1 << 20  # bytes after which failures are counted anew
 _SLOWEST = 50 * 1024  # bytes a second, on the whole; less is taken for a server that only keeps us busy
-_GRACE = 900.0  # seconds for a file of no size
+_EACH = 5.0  # seconds more for each file of a run
 
 _Result = TypeVar("_Result")
 
@@ -27,12 +28,14 @@ class Limits:
     Attributes:
         attempts: in a row without progress, for a file.
         patience: seconds spent waiting between attempts, for a file.
+        grace: seconds for a file of no size, and for a run of no files.
         stall: seconds without any byte after which hf_transfer is ended.
         ranges_from: size in bytes from which a file is fetched in parallel ranges.
     """
 
     attempts: int = 6
     patience: float = 300.0
+    grace: float = 900.0
     stall: float = 60.0
     ranges_from: int = 16 << 20
 
@@ -49,10 +52,15 @@ class Persistence:
         self._limits = limits
         self._stop = stop
         self._lock = threading.Lock()
-        self._deadline = time.monotonic() + _GRACE + size / _SLOWEST
+        self._allowed = limits.grace + size / _SLOWEST
+        self._deadline = math.inf
         self._failures = 0
         self._waited = 0.0
         self._reached = 0
+
+    def begin(self) -> None:
+        """Let the file's time run, which its waiting for other files is no part of."""
+        self._deadline = time.monotonic() + self._allowed
 
     def insist(self, ask: Callable[[], _Result]) -> _Result:
         """Call `ask` until it raises no `Retry`, waiting in between.
@@ -89,7 +97,7 @@ class Persistence:
         if self._stop.is_set():
             raise FetchError(Code.INTERRUPTED, "the run has been given up")
         if time.monotonic() > self._deadline:
-            raise FetchError(Code.UNREACHABLE, f"too slow: less than {_SLOWEST // 1024} KiB/s on the whole")
+            raise too_slow()
 
     def _wait(self, retry: Retry) -> None:
         with self._lock:
@@ -107,6 +115,16 @@ class Persistence:
             self._waited += pause
             self.attempts += 1
         self._stop.wait(pause)
+
+
+def too_slow() -> FetchError:
+    """Return the error for a server that would keep us busy for ever."""
+    return FetchError(Code.UNREACHABLE, f"too slow: less than {_SLOWEST // 1024} KiB/s on the whole")
+
+
+def longest_run(sizes: Collection[int], limits: Limits) -> float:
+    """Return the seconds after which a run is given up, whatever its files still have."""
+    return limits.grace + _EACH * len(sizes) + sum(sizes) / _SLOWEST
 
 
 def _pause(failures: int, after: float | None) -> float:

@@ -28,7 +28,7 @@ from answers import NoRanges, check_range, check_whole, strong_etag, wrong_size
 from events import Code, Events, FetchError
 from hub import Hub, Location, Opened, Refused, Retry
 from manifest import Entry
-from persistence import Limits, Persistence
+from persistence import Limits, Persistence, too_slow
 from tree import Destination, Partial
 
 _SEGMENT = 32 << 20  # bytes of one of our own ranges
@@ -81,6 +81,7 @@ class Transfer:
             OSError: the file cannot be written.
         """
         started = time.monotonic()
+        self._persistence.begin()
         try:
             try:
                 method = self._fetch(parallel=self.entry.size >= self._limits.ranges_from)
@@ -91,13 +92,7 @@ class Transfer:
                 self._persistence.again()
                 method = self._fetch(parallel=False)
         except FetchError as error:
-            raise FetchError(
-                error.code,
-                f"{self._hub.source}: {self.entry.path}: {error.message}",
-                file=self.entry.path,
-                expected=error.expected,
-                actual=error.actual,
-            ) from None
+            raise self._named(error) from None
         except OSError as error:
             raise OSError(error.errno, error.strerror, error.filename or self.entry.path) from error
         self._events.fetched(
@@ -109,6 +104,20 @@ class Transfer:
             seconds=round(time.monotonic() - started, 3),
             method=method,
             host=self._location.host if self._location else self._hub.host,
+        )
+
+    def require_time(self) -> None:
+        """Raise FetchError if this file's time is over: its own thread may hang in a read that never ends."""
+        if self._persistence.is_over():
+            raise self._named(too_slow())
+
+    def _named(self, error: FetchError) -> FetchError:
+        return FetchError(
+            error.code,
+            f"{self._hub.source}: {self.entry.path}: {error.message}",
+            file=self.entry.path,
+            expected=error.expected,
+            actual=error.actual,
         )
 
     def _fetch(self, *, parallel: bool) -> str:
@@ -191,6 +200,8 @@ class Transfer:
                             return
                         self._write(partial, chunk[: stop - position], position)
                         position = min(position + len(chunk), stop)
+                        if position == stop:
+                            return  # what follows is not read: it need not have an end
                 if position < stop:
                     raise Retry(f"{opened.location.host} sent less than the range")
 

@@ -24,6 +24,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but
 )
 
 from modelbake import __version__
+from modelbake.bounded import within
 from modelbake.credentials import Redactor, Secret
 from modelbake.errors import NoMatchingFiles, RevisionNotFound, SourceAuthError, SourceError, WrongBytes
 from modelbake.fitness import CONFIGURATION
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 _MAX_FILES = 100_000
 _THREADS = 4  # files of one model fetched at the same time
-_CHUNK = 1024 * 1024
 _LARGEST_CONFIGURATION = 1024 * 1024  # bytes; a larger config.json is hashed, and not looked into
 _SLOWEST = 64 * 1024  # bytes a second; a transfer that is slower is given up
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -161,7 +161,7 @@ class HubSource:
 
     def _list(self, api: HfApi, place: Place, commit: str) -> list[ListedFile]:
         files: list[ListedFile] = []
-        with talking(place, self._patience):
+        with talking(place, self._patience, longest=self._patience.listing):
             for entry in api.list_repo_tree(place.repo, revision=commit, recursive=True):
                 if isinstance(entry, RepoFile):
                     files.append(check_listed(entry, place))
@@ -190,7 +190,11 @@ class HubSource:
             for attempt in range(1, self._patience.silent_attempts + 1):
                 try:
                     kept.clear()
-                    size, sha256, blob = self._digest(url, headers, file.size, kept if wanted else None)
+                    size, sha256, blob = within(
+                        self._patience.answer + file.size / _SLOWEST,
+                        lambda: self._digest(url, headers, file.size, kept if wanted else None),
+                        late=lambda _: None,
+                    )
                     break
                 except httpx2.TransportError as error:  # the connection broke in the middle
                     if attempt == self._patience.silent_attempts or not is_worth_retrying(error):
@@ -227,7 +231,7 @@ class HubSource:
         deadline = time.monotonic() + self._patience.answer + expected / _SLOWEST
         with get_session().stream("GET", url, headers=headers) as response:
             hf_raise_for_status(response)
-            for piece in response.iter_bytes(_CHUNK):
+            for piece in response.iter_bytes():
                 size += len(piece)
                 sha256.update(piece)
                 blob.update(piece)

@@ -9,7 +9,9 @@ it is said by `talking`, for the calls of the current thread.
 from __future__ import annotations
 
 import email.utils
+import functools
 import itertools
+import math
 import ssl
 import threading
 import time
@@ -25,7 +27,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # see hub.py
 
+from modelbake.bounded import within
 from modelbake.errors import ModelbakeError, SourceError, SourceUnavailable
+from modelbake.sources.addresses import redirect_problem
 from modelbake.sources.hub_errors import Place, busy, translate
 from modelbake.trust import ENVIRONMENT_HINT, trust
 
@@ -45,7 +49,8 @@ class Patience:
         longest_wait: between two tries; a hub that asks for more is given up.
         connect: for a connection, a TLS handshake included.
         read: for the next bytes.
-        answer: for a whole answer; files get more, by their size.
+        answer: for a whole answer, its head included; files get more, by their size.
+        listing: for all pages of a listing.
     """
 
     busy_attempts: int = 5
@@ -55,6 +60,7 @@ class Patience:
     connect: float = 10
     read: float = 30
     answer: float = 60
+    listing: float = 900
 
     @property
     def timeout(self) -> httpx2.Timeout:
@@ -71,6 +77,7 @@ class _Talk:
     place: Place
     patience: Patience
     stop: threading.Event
+    until: float
     requests: int = 0
 
     def rest(self, seconds: float) -> None:
@@ -85,13 +92,20 @@ _current: ContextVar[_Talk | None] = ContextVar("modelbake_hub_talk", default=No
 
 
 @contextmanager
-def talking(place: Place, patience: Patience, stop: threading.Event | None = None) -> Iterator[None]:
+def talking(
+    place: Place,
+    patience: Patience,
+    stop: threading.Event | None = None,
+    *,
+    longest: float = math.inf,
+) -> Iterator[None]:
     """Within this block the current thread talks to one hub; every foreign exception is translated.
 
-    `stop`: set to end all waiting for a busy hub, with SourceUnavailable.
+    `stop`: set to end all waiting for a busy hub, with SourceUnavailable. `longest`: seconds after which
+    nothing new is asked.
     """
     _install()
-    reset = _current.set(_Talk(place, patience, stop or threading.Event()))
+    reset = _current.set(_Talk(place, patience, stop or threading.Event(), time.monotonic() + longest))
     try:
         yield
     except ModelbakeError:
@@ -131,10 +145,10 @@ class HubClient(httpx2.Client):
         request.extensions = {**request.extensions, "timeout": patience.timeout.as_dict()}
         for attempt in itertools.count(1):
             try:
-                response = super().send(request, stream=True, **options)
+                ask = functools.partial(self._ask, request, stream, patience, options)
+                response = within(patience.answer, ask, late=httpx2.Response.close)
                 if response.status_code not in _BUSY:
-                    return response if stream and response.is_success else _whole(response, patience)
-                response.close()
+                    return response
                 asked = _asked_wait(response)
                 if attempt >= patience.busy_attempts or (asked or 0) > patience.longest_wait:
                     raise busy(place, response.status_code, attempt, asked)
@@ -145,6 +159,16 @@ class HubClient(httpx2.Client):
                     raise translate(error, place) from error
                 talk.rest(patience.wait(attempt))
         raise AssertionError("unreachable")
+
+    def _ask(
+        self, request: httpx2.Request, stream: bool, patience: Patience, options: dict[str, Any]
+    ) -> httpx2.Response:
+        """Send a request once; the body of the answer is left unread only where it shall be streamed."""
+        response = super().send(request, stream=True, **options)
+        if response.status_code in _BUSY:
+            response.close()
+            return response
+        return response if stream and response.is_success else _whole(response, patience)
 
 
 def is_worth_retrying(error: httpx2.TransportError) -> bool:
@@ -169,6 +193,8 @@ def _check(request: httpx2.Request) -> None:
     talk.requests += 1
     if talk.requests > _MAX_REQUESTS:
         raise SourceError(f"the hub needs more than {_MAX_REQUESTS} requests", subject=talk.place.subject)
+    if time.monotonic() > talk.until:
+        raise SourceUnavailable("the hub takes too long for all of its answers", subject=talk.place.subject)
     hub = httpx2.URL(talk.place.hub)
     upgraded = (hub.scheme, hub.port, request.url.scheme, request.url.port) == ("http", None, "https", None)
     own = request.url.origin == hub.origin or (upgraded and request.url.host == hub.host)
@@ -176,6 +202,19 @@ def _check(request: httpx2.Request) -> None:
         raise SourceError(
             f"the hub's answer goes on at {request.url.host}, which must not see the token",
             subject=talk.place.subject,
+        )
+    if hub.scheme == "https" and request.url.scheme == "http":
+        raise SourceError("is redirected from https to http", subject=talk.place.subject)
+    require_allowed(talk.place, request.url.host)
+
+
+def require_allowed(place: Place, target: str) -> None:
+    """Raise SourceError for a host that the hub must not send us to: see `addresses`."""
+    if problem := redirect_problem(httpx2.URL(place.hub).host, target):
+        raise SourceError(
+            f"the hub redirects to where it must not: {problem}",
+            subject=place.subject,
+            hint="the hub, or what answers in its place, may have been taken over",
         )
 
 

@@ -14,7 +14,8 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -30,9 +31,10 @@ from urllib3.exceptions import HTTPError, LocationParseError, SSLError
 from urllib3.util import parse_url
 
 from modelbake import __version__
+from modelbake.bounded import within
 from modelbake.credentials import Redactor
 from modelbake.errors import SourceError, SourceUnavailable, WrongBytes
-from modelbake.sources.hub_client import Patience, seconds_to_wait, talking
+from modelbake.sources.hub_client import Patience, require_allowed, seconds_to_wait, talking
 from modelbake.sources.hub_errors import Place
 from modelbake.trust import ENVIRONMENT_HINT, trust
 from modelbake.weightpath import shown
@@ -158,10 +160,11 @@ class HubReader:
                 headers["range"] = f"bytes={start}-"
                 if etag:
                     headers["if-range"] = etag
+            require_allowed(self._place, self._origin(url)[1])
             try:
-                response = self._pools.of(url).request(
-                    "GET", url, headers=headers, redirect=False, retries=False, preload_content=False
-                )
+                response = within(self._patience.answer, self._get(url, headers), late=_close)
+            except TimeoutError as error:
+                raise _Broken(f"{location.host} does not answer in time") from error
             except (LocationParseError, SSLError, ValueError) as error:
                 host = urlsplit(url).netloc.rpartition("@")[2]
                 raise SourceUnavailable(
@@ -177,6 +180,11 @@ class HubReader:
                 raise SourceError("is redirected from https to http", subject=self._place.subject)
             url = target
         raise SourceError("the hub redirects without end", subject=self._place.subject)
+
+    def _get(self, url: str, headers: dict[str, str]) -> Callable[[], urllib3.BaseHTTPResponse]:
+        return lambda: self._pools.of(url).request(
+            "GET", url, headers=headers, redirect=False, retries=False, preload_content=False
+        )
 
 
 class HubFile:
@@ -195,6 +203,8 @@ class HubFile:
         deadline = time.monotonic() + patience.answer + file.size / _SLOWEST
         while position < file.size:
             self._require_wanted()
+            if time.monotonic() > deadline:
+                raise self._too_slow()
             self.attempts += 1
             reached = position
             try:
@@ -214,13 +224,14 @@ class HubFile:
                     etag = etag or _strong(response.headers.get("etag", ""))
                     # A piece that breaks off is lost: after a break they are smaller, so that some arrive.
                     piece_size = _SMALL_PIECE if failures else _PIECE
-                    for piece in self._pieces(response, location, skip, piece_size):
-                        position += len(piece)
-                        if position > file.size:
-                            raise self._wrong(f"more than {file.size:,} bytes")
-                        if time.monotonic() > deadline:
-                            raise self._failed("the hub is too slow: the transfer was given up")
-                        yield piece
+                    with _ended_at(deadline, response):
+                        for piece in self._pieces(response, location, skip, piece_size):
+                            position += len(piece)
+                            if position > file.size:
+                                raise self._wrong(f"more than {file.size:,} bytes")
+                            if time.monotonic() > deadline:
+                                raise self._too_slow()
+                            yield piece
                 finally:
                     response.close()
                 if position < file.size:
@@ -296,6 +307,11 @@ class HubFile:
     def _failed(self, message: str) -> SourceUnavailable:
         return SourceUnavailable(message, subject=self._subject, hint="run it again: it goes on from there")
 
+    def _too_slow(self) -> SourceUnavailable:
+        return self._failed(
+            f"the hub is too slow, less than {_SLOWEST // 1024} KiB/s on the whole: the transfer was given up"
+        )
+
     def _require_wanted(self) -> None:
         if self._reader._stop.is_set():
             raise SourceUnavailable("stopped", subject=self._subject)
@@ -340,6 +356,27 @@ class _Pools:
                     **self._settings,  # type: ignore[arg-type]
                 )
             return self._proxied[proxy]
+
+
+@contextmanager
+def _ended_at(deadline: float, response: urllib3.BaseHTTPResponse) -> Iterator[None]:
+    """Break the connection off at a time: a read of a whole piece waits for single bytes without an end."""
+
+    def end() -> None:
+        with suppress(OSError, ValueError, RuntimeError):  # it is over already
+            response.shutdown()
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _close(response: urllib3.BaseHTTPResponse) -> None:
+    response.close()
 
 
 def _strong(etag: str) -> str:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,8 +28,15 @@ from modelbake import registryhttp
 from modelbake.config import ModelSpec
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
-from modelbake.errors import ModelbakeError, RegistryAuthError, RegistryError, RegistryUnavailable
+from modelbake.errors import (
+    ModelbakeError,
+    ReadBackMismatch,
+    RegistryAuthError,
+    RegistryError,
+    RegistryUnavailable,
+)
 from modelbake.lock import LockedFile, LockedModel
+from modelbake.manifest import Manifest
 from modelbake.output import Output
 from modelbake.registry import Registry
 from modelbake.sources import hub_read
@@ -39,9 +46,13 @@ from modelbake.stream.lane import Lane
 from modelbake.stream.publish import WeightsSpec, ensure_layers
 from modelbake.stream.repository import RegistryRepository
 from modelbake.stream.view import TransferView
+from modelbake.versiontag import VersionTag
 from modelbake.workspace import Workspace
+from tests.conftest import Tally
 from tests.integration.conftest import TestRegistry
+from tests.integration.truth import KINDS, require_truth
 from tests.integration.world import TINY, BehindProxy, Services, World
+from tests.promises import cases, full
 from tests.servers.environment import ROOT, run_script, shell_exports
 from tests.servers.hub import Fault, Hub, Repo
 from tests.servers.registry_proxy import Action
@@ -180,7 +191,8 @@ def reference(layers: Layers, compression: str = "none") -> list[str]:
     return _known[compression]
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.promise("resume", "wrong-bytes")
+@pytest.mark.parametrize("seed", range(cases(5, 50)))
 def test_a_hub_connection_that_is_cut_is_continued(layers: Layers, seed: int) -> None:
     compression = "zstd" if seed % 5 == 4 else "none"
     expected = reference(layers, compression)
@@ -203,7 +215,8 @@ def test_a_hub_connection_that_is_cut_is_continued(layers: Layers, seed: int) ->
     assert not layers.hub.token_leaks()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.promise("resume", "wrong-bytes")
+@pytest.mark.parametrize("seed", range(cases(1, 5)))
 def test_a_hub_that_knows_no_ranges_is_begun_anew(
     layers: Layers, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +234,8 @@ def test_a_hub_that_knows_no_ranges_is_begun_anew(
     assert layers.ensure(layers.registry.host, f"whole-{seed}") == expected
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.promise("resume", "wrong-bytes")
+@pytest.mark.parametrize("seed", range(cases(2, 10)))
 @pytest.mark.parametrize("keeps", [True, False], ids=["uploads are kept", "docker-registry"])
 def test_an_upload_that_is_cut(layers: Layers, seed: int, keeps: bool) -> None:
     """Where the registry knows how far an upload came it goes on there; else it begins anew."""
@@ -255,9 +269,10 @@ def test_an_upload_that_is_not_known_any_more_is_begun_anew(layers: Layers, stat
         assert fault.fired
 
 
+@pytest.mark.promise("resume", "wrong-bytes")
 def test_hub_and_registry_are_cut_at_once(layers: Layers) -> None:
     expected = reference(layers)
-    for seed in range(5):
+    for seed in range(cases(2, 5)):
         chance = random.Random(300 + seed)
         with StreamingProxy(layers.registry.host, keeps_uploads=bool(seed % 2)) as proxy:
             for nth in (1, 2, 4):
@@ -267,6 +282,7 @@ def test_hub_and_registry_are_cut_at_once(layers: Layers) -> None:
             assert layers.ensure(proxy.address, f"both-{seed}") == expected
 
 
+@pytest.mark.promise("wrong-bytes")
 def test_a_flipped_bit_at_the_registry_is_not_committed(layers: Layers) -> None:
     """The bytes are right when they leave, and wrong when they arrive: the registry compares the digest."""
     expected = reference(layers)
@@ -426,17 +442,21 @@ THOROUGHLY = (
 )
 
 
-def cases(
-    steps: Iterable[str], everywhere: Iterable[Action], also: Iterable[Action]
+def pairs(
+    steps: Iterable[str], everywhere: Sequence[Action], also: Sequence[Action]
 ) -> list[tuple[str, Action]]:
-    """The pairs of step and action that are tried."""
+    """The pairs of step and action that are tried; in a quick run one action a step, each somewhere."""
+    names, every = list(steps), (*everywhere, *also)
+    if not full():
+        return [(step, every[number % len(every)]) for number, step in enumerate(names)]
     return [
-        (step, action) for step in steps for action in (*everywhere, *(also if step in THOROUGHLY else ()))
+        (step, action) for step in names for action in (*everywhere, *(also if step in THOROUGHLY else ()))
     ]
 
 
+@pytest.mark.promise("false-success", "tags")
 @pytest.mark.parametrize(
-    ("step", "action"), cases(BEFORE_THE_TAG, (403, 500), (401, 429, "reset", "garbage"))
+    ("step", "action"), pairs(BEFORE_THE_TAG, (403, 500), (401, 429, "reset", "garbage"))
 )
 def test_a_lasting_fault_is_no_success_and_leaves_no_version_tag(
     published: Published, step: str, action: Action
@@ -450,9 +470,10 @@ def test_a_lasting_fault_is_no_success_and_leaves_no_version_tag(
     assert published.tag() is None
 
 
+@pytest.mark.promise("false-success", "tags")
 @pytest.mark.parametrize(
     ("step", "action"),
-    cases([*BEFORE_THE_TAG, "read the tag back"], (500, "lose"), (401, 429, "reset", "garbage")),
+    pairs([*BEFORE_THE_TAG, "read the tag back"], (500, "lose"), (401, 429, "reset", "garbage")),
 )
 def test_a_passing_fault_is_survived_or_said(published: Published, step: str, action: Action) -> None:
     """One failure passes, but for a 401 in the middle: whoever is told so has to log in again."""
@@ -470,7 +491,8 @@ def test_a_passing_fault_is_survived_or_said(published: Published, step: str, ac
         assert published.unfinished() == []
 
 
-@pytest.mark.parametrize("action", LASTING)
+@pytest.mark.promise("false-success", "tags")
+@pytest.mark.parametrize("action", LASTING[:: cases(3, 1)])
 def test_a_tag_that_cannot_be_read_back_is_said_to_be_uncertain(published: Published, action: Action) -> None:
     method, path, nth = READ_BACK
     published.proxy.fail(method, path, action, nth=nth, times=FOREVER, agent=OURS)
@@ -481,6 +503,7 @@ def test_a_tag_that_cannot_be_read_back_is_said_to_be_uncertain(published: Publi
     published.require_whole(published())
 
 
+@pytest.mark.promise("false-success", "tags")
 @pytest.mark.parametrize("step", ["send", "commit", "remember the layer", "put the candidate", "put the tag"])
 def test_answers_that_are_always_lost(published: Published, step: str) -> None:
     method, path, nth = BEFORE_THE_TAG[step]
@@ -503,6 +526,7 @@ def test_a_body_that_is_cut_in_the_middle(published: Published, step: str) -> No
     assert fault.fired == 1
 
 
+@pytest.mark.promise("false-success", "tags")
 def test_a_body_that_is_cut_again_and_again_is_given_up(published: Published) -> None:
     published.proxy.fail("PATCH", r"/weights/blobs/uploads/", "cut 100", times=FOREVER, agent=OURS)
     with pytest.raises(RegistryUnavailable, match="again and again"):
@@ -510,6 +534,7 @@ def test_a_body_that_is_cut_again_and_again_is_given_up(published: Published) ->
     assert published.tag() is None
 
 
+@pytest.mark.promise("false-success", "tags")
 @pytest.mark.parametrize("step", ["read that back", "read the candidate back", "read the tag back"])
 def test_a_manifest_that_changes_on_its_way_back(published: Published, step: str) -> None:
     method, path, nth = BEFORE_THE_TAG.get(step, READ_BACK)
@@ -527,6 +552,7 @@ def test_a_registry_that_mounts_nothing_gets_copies(published: Published) -> Non
     assert published.unfinished() == []
 
 
+@pytest.mark.promise("tags")
 def test_a_tag_that_somebody_takes_meanwhile_is_left_to_them(published: Published) -> None:
     world = published.world
     path = f"{world.namespace}/tiny"
@@ -557,6 +583,86 @@ def test_a_tag_that_somebody_takes_meanwhile_is_left_to_them(published: Publishe
 def weights_tag_of(world: World) -> str:
     (tag,) = [t for t in world.services.tags(f"{world.namespace}/weights") if t.startswith("weights-")]
     return tag
+
+
+# --- any fault at any request ------------------------------------------------------------------------------
+
+
+def attempt(published: Published) -> tuple[str | None, ModelbakeError | None]:
+    try:
+        return published().rpartition("@")[2], None
+    except ModelbakeError as error:
+        return None, error
+
+
+def require_true_publish(published: Published, claimed: str | None, error: ModelbakeError | None) -> None:
+    require_truth(claimed, error, published.tag(), right=lambda digest: digest == published.digest)
+
+
+@pytest.mark.promise("false-success", "tags")
+def test_any_fault_at_any_request(
+    published: Published, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at those that remember layers and keep the report."""
+    defaults = registryhttp.RegistryConnection.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "timeout", 1.0)
+    published()
+    requests = len(published.proxy.seen)
+    for seed in range(cases(2, 60)):
+        chance = random.Random(seed)
+        nth, action, times = (
+            1 + chance.randrange(requests),
+            chance.choice(KINDS),
+            chance.choice([1, 4, FOREVER]),
+        )
+        published.forget()
+        published.proxy.fail(".*", "", action, nth=nth, times=times)
+        claimed, error = attempt(published)
+        published.proxy.forget()
+        try:
+            require_true_publish(published, claimed, error)
+            claimed, error = attempt(published)
+            assert claimed is not None, error
+            published.require_whole(f"{published.reference.rpartition('@')[0]}@{claimed}")
+        except AssertionError as wrong:
+            raise AssertionError(f"seed {seed}: {action} at request {nth}, {times} times: {wrong}") from wrong
+        tally.count()
+
+
+@pytest.mark.control("false-success")
+def test_one_that_believes_a_registry_which_says_yes_is_found_out(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy answers 201 to the tag, and the registry never sees it; the same without reading back."""
+    published.proxy.fail("PUT", r"/tiny/manifests/1\.0\.0$", 201, times=FOREVER, agent=OURS)
+    claimed, error = attempt(published)
+    assert claimed is None, "what is read back is not there"
+    require_true_publish(published, claimed, error)
+
+    def naive(tag: VersionTag, manifest: Manifest) -> Manifest:
+        tag.registry.put_manifest(tag.path, tag.version, manifest)
+        return manifest
+
+    monkeypatch.setattr(VersionTag, "put", naive)
+    claimed, error = attempt(published)
+    assert claimed == published.digest
+    with pytest.raises(AssertionError, match="a false success"):
+        require_true_publish(published, claimed, error)
+
+
+@pytest.mark.control("tags")
+def test_one_that_tags_before_it_has_looked_is_found_out(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def naive(tag: VersionTag, manifest: Manifest) -> Manifest:
+        tag.registry.put_manifest(tag.path, tag.version, manifest)
+        raise ReadBackMismatch("a layer is missing", subject=tag.name)
+
+    monkeypatch.setattr(VersionTag, "put", naive)
+    claimed, error = attempt(published)
+    with pytest.raises(AssertionError, match="a version tag on a failure"):
+        require_true_publish(published, claimed, error)
 
 
 # --- the program, killed and interrupted --------------------------------------------------------------------
@@ -609,7 +715,8 @@ def when_bytes(proxy: StreamingProxy, count: int, act: Callable[[], object]) -> 
     proxy.on_bytes = look
 
 
-def test_killed_at_random_moments_and_run_again(large: World, proxy: StreamingProxy) -> None:
+@pytest.mark.promise("resume", "tags")
+def test_killed_at_random_moments_and_run_again(large: World, proxy: StreamingProxy, tally: Tally) -> None:
     """Each run goes on where the one before was killed; what is finished is not read again."""
     expected = layer_digests(large, large.build_py("publish", "tiny", "--candidate").ok().out.strip())
     assert len(expected) == 3
@@ -622,7 +729,8 @@ def test_killed_at_random_moments_and_run_again(large: World, proxy: StreamingPr
         .groups
     }
     kills = finished_before = 0
-    for round_ in range(8):
+    rounds = cases(4, 12)
+    for round_ in range(rounds):
         if round_ % 2 == 0:
             for name in ("tiny", "weights"):
                 shutil.rmtree(large.services.repository_folder(f"{large.namespace}/{name}"))
@@ -649,7 +757,8 @@ def test_killed_at_random_moments_and_run_again(large: World, proxy: StreamingPr
         for path in finished:
             assert large.hub.requests_for(path) == [], "a finished layer is not read again"
         assert large.version_tags() == []
-    assert kills >= 6, "control: most of the runs were killed"
+    tally.count(kills)
+    assert kills >= rounds * 3 // 4, "control: most of the runs were killed"
     assert finished_before, "control: some layers were finished before a kill"
 
 
@@ -673,6 +782,7 @@ def test_interrupted_in_the_middle(
     assert len(layer_digests(large, again.out.strip())) == 3
 
 
+@pytest.mark.promise("wrong-bytes")
 @pytest.mark.parametrize(
     ("path", "offset"), [("model.safetensors", 0), ("model.safetensors", -1), ("config.json", 5)]
 )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,10 @@ from modelbake.push import PushedImage, push
 from modelbake.referrers import referrers_tag
 from modelbake.registry import Registry
 from modelbake.report import write_report
+from tests.conftest import Tally
 from tests.integration.conftest import TestRegistry, tar
+from tests.integration.truth import KINDS, require_truth
+from tests.promises import cases, full
 from tests.servers.environment import run_script, shell_exports
 from tests.servers.registry_proxy import Action, RegistryProxy
 from tests.unit.reporting import ASKED, report
@@ -184,6 +188,7 @@ def test_a_release_is_the_image_that_was_tested(
     assert release.registry.password.reveal() not in release.log.getvalue()
 
 
+@pytest.mark.promise("tags")
 def test_the_version_tag_is_the_last_thing_written(release: Releasing, image: LocalImage) -> None:
     release(image)
     written = [seen.path for seen in release.proxy.seen if seen.method in ("PUT", "POST", "PATCH")]
@@ -235,6 +240,7 @@ def test_with_the_containerd_store(release: Releasing, registry: TestRegistry) -
 # --- what is refused before anything is sent ---------------------------------------------------------------
 
 
+@pytest.mark.promise("tags")
 def test_a_version_is_not_overwritten(release: Releasing, image: LocalImage, other_image: LocalImage) -> None:
     release(other_image)
     before = release.released()
@@ -302,8 +308,16 @@ LASTING: tuple[Action, ...] = (401, 403, 429, 500, "reset", "garbage")
 FOREVER = 1_000_000
 
 
-@pytest.mark.parametrize("action", LASTING)
-@pytest.mark.parametrize("step", BEFORE_THE_TAG)
+def some_of(steps: Iterable[str], actions: Sequence[Action]) -> list[tuple[str, Action]]:
+    """Return all pairs; in a quick run as many as there are steps, so that each of both is in one."""
+    names = list(steps)
+    if full():
+        return [(step, action) for step in names for action in actions]
+    return [(step, actions[number % len(actions)]) for number, step in enumerate(names)]
+
+
+@pytest.mark.promise("false-success", "tags")
+@pytest.mark.parametrize(("step", "action"), some_of(BEFORE_THE_TAG, LASTING))
 def test_a_lasting_fault_leaves_no_version_tag(
     release: Releasing, image: LocalImage, step: str, action: Action
 ) -> None:
@@ -318,8 +332,11 @@ def test_a_lasting_fault_leaves_no_version_tag(
     assert release(image).already is False, "and without the fault it works"
 
 
-@pytest.mark.parametrize("action", [401, 429, 500, "reset", "garbage", "lose"])
-@pytest.mark.parametrize("step", [*BEFORE_THE_TAG, "read back"])
+@pytest.mark.promise("false-success")
+@pytest.mark.parametrize(
+    ("step", "action"),
+    some_of([*BEFORE_THE_TAG, "read back"], [401, 429, 500, "reset", "garbage", "lose"]),
+)
 def test_a_passing_fault_is_survived(
     release: Releasing, image: LocalImage, step: str, action: Action
 ) -> None:
@@ -332,7 +349,8 @@ def test_a_passing_fault_is_survived(
     assert (released.digest, released.config.digest) == (pushed.digest, image.id)
 
 
-@pytest.mark.parametrize("action", LASTING)
+@pytest.mark.promise("false-success", "tags")
+@pytest.mark.parametrize("action", LASTING[:: cases(3, 1)])
 def test_a_tag_that_cannot_be_read_back_is_said_to_be_uncertain(
     release: Releasing, image: LocalImage, action: Action
 ) -> None:
@@ -349,6 +367,7 @@ def test_a_tag_that_cannot_be_read_back_is_said_to_be_uncertain(
     assert release(image).already is True
 
 
+@pytest.mark.promise("false-success")
 def test_a_tag_whose_answers_are_all_lost_is_found_out(release: Releasing, image: LocalImage) -> None:
     fault = release.proxy.fail("PUT", rf"/manifests/{VERSION}$", "lose", times=FOREVER, agent=OURS)
     pushed = release(image)
@@ -361,6 +380,7 @@ def test_a_tag_whose_answers_are_all_lost_is_found_out(release: Releasing, image
 # --- content that changes on the way: the read-back can fail -----------------------------------------------
 
 
+@pytest.mark.promise("false-success", "tags")
 @pytest.mark.parametrize("step", ["the manifest by digest", "the manifest by candidate tag"])
 def test_a_manifest_that_changes_on_its_way_back(release: Releasing, image: LocalImage, step: str) -> None:
     method, path, nth = BEFORE_THE_TAG[step]
@@ -371,6 +391,7 @@ def test_a_manifest_that_changes_on_its_way_back(release: Releasing, image: Loca
     assert release.released() is None
 
 
+@pytest.mark.promise("false-success", "tags")
 def test_a_manifest_that_changes_on_its_way_there(release: Releasing, image: LocalImage) -> None:
     """The engine says it pushed one digest, and the registry has another."""
     fault = release.proxy.fail("PUT", r"/manifests/candidate-", "alter", times=FOREVER, agent=ENGINES)
@@ -380,6 +401,7 @@ def test_a_manifest_that_changes_on_its_way_there(release: Releasing, image: Loc
     assert release.released() is None
 
 
+@pytest.mark.promise("false-success", "tags")
 @pytest.mark.parametrize("step", ["the configuration", "the layer"])
 @pytest.mark.parametrize(("action", "words"), [(404, "it is not there"), (lambda body: b"", "has 0 bytes")])
 def test_a_blob_that_is_not_there_or_cut(
@@ -392,11 +414,92 @@ def test_a_blob_that_is_not_there_or_cut(
     assert release.released() is None
 
 
+@pytest.mark.promise("false-success")
 def test_a_release_that_lost_a_blob_is_not_called_released(release: Releasing, image: LocalImage) -> None:
     release(image)
     release.proxy.fail("HEAD", r"/blobs/", 404, times=FOREVER, agent=OURS)
     with pytest.raises(ReadBackMismatch, match="it is not there"):
         release(image)
+
+
+# --- any fault at any request ------------------------------------------------------------------------------
+
+
+def attempt(release: Releasing, image: LocalImage) -> tuple[str | None, ModelbakeError | None]:
+    try:
+        return release(image).digest, None
+    except ModelbakeError as error:
+        return None, error
+
+
+def require_true_release(
+    release: Releasing, image: LocalImage, claimed: str | None, error: ModelbakeError | None
+) -> None:
+    with release.direct() as registry:
+        found = registry.manifest(release.path, VERSION)
+
+        def right(digest: str) -> bool:
+            manifest = registry.manifest(release.path, digest)
+            return manifest is not None and manifest.config.digest == image.id
+
+        require_truth(claimed, error, found.digest if found else None, right=right)
+
+
+@pytest.mark.promise("false-success", "tags")
+def test_any_fault_at_any_request(
+    release: Releasing, image: LocalImage, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at those that keep the report, and those of the engine."""
+    defaults = registryhttp.RegistryConnection.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "timeout", 1.0)
+    release(image)
+    requests = len(release.proxy.seen)
+    assert any("/referrers/" in seen.path or "/manifests/sha256-" in seen.path for seen in release.proxy.seen)
+    for seed in range(cases(2, 40)):
+        chance = random.Random(seed)
+        nth, action, times = (
+            1 + chance.randrange(requests),
+            chance.choice(KINDS),
+            chance.choice([1, 4, FOREVER]),
+        )
+        each = Releasing(release.engine, release.registry, release.proxy, release.reports)
+        release.proxy.forget()
+        release.proxy.fail(".*", "", action, nth=nth, times=times)
+        claimed, error = attempt(each, image)
+        release.proxy.forget()
+        try:
+            require_true_release(each, image, claimed, error)
+            # What is in the way now is nothing; but a candidate that a fault has damaged may be.
+            claimed, error = attempt(each, image)
+            assert claimed is not None, error
+            require_true_release(each, image, claimed, error)
+        except AssertionError as wrong:
+            raise AssertionError(f"seed {seed}: {action} at request {nth}, {times} times: {wrong}") from wrong
+        finally:
+            each.clean()
+        tally.count()
+
+
+@pytest.mark.control("false-success")
+def test_a_pusher_that_believes_the_sdk_is_found_out(release: Releasing, image: LocalImage) -> None:
+    """The SDK raises nothing when a push fails."""
+    name = f"{release.repository}:{VERSION}"
+    release.engine.tag(image.id, name)
+    release.proxy.fail("PUT", "/manifests/", 500, times=FOREVER, agent=ENGINES)
+    auth = {"username": release.registry.user, "password": release.registry.password.reveal()}
+    release.engine.api.push(release.repository, tag=VERSION, auth_config=auth)
+    release.engine.api.remove_image(name)
+    with pytest.raises(AssertionError, match="a false success"):
+        require_true_release(release, image, "sha256:what-it-says", None)
+
+
+@pytest.mark.control("tags")
+def test_a_pusher_that_tags_first_is_found_out(release: Releasing, image: LocalImage) -> None:
+    release.upload(image, VERSION)
+    error = ReadBackMismatch("a blob is missing", subject=release.repository)
+    with pytest.raises(AssertionError, match="a version tag on a failure"):
+        require_true_release(release, image, None, error)
 
 
 # --- others at the same time -------------------------------------------------------------------------------
@@ -415,6 +518,7 @@ def when(proxy: RegistryProxy, method: str, path: str, act: Callable[[], None], 
     proxy.before = before
 
 
+@pytest.mark.promise("tags")
 def test_a_tag_that_somebody_takes_meanwhile_is_left_to_them(
     release: Releasing, image: LocalImage, other_image: LocalImage
 ) -> None:
@@ -430,6 +534,7 @@ def test_a_tag_that_somebody_takes_meanwhile_is_left_to_them(
     assert release.released() == theirs
 
 
+@pytest.mark.promise("false-success", "tags")
 def test_a_tag_that_somebody_moves_at_the_last_moment_is_noticed(
     release: Releasing, image: LocalImage, other_image: LocalImage
 ) -> None:
@@ -469,6 +574,7 @@ ENGINE_FAULTS: dict[str, tuple[str, str, Action, type[ModelbakeError]]] = {
 }
 
 
+@pytest.mark.promise("false-success", "tags")
 @pytest.mark.parametrize("fault", ENGINE_FAULTS)
 def test_what_the_engine_meets_leaves_no_version_tag(
     release: Releasing, image: LocalImage, fault: str

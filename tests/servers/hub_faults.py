@@ -5,14 +5,18 @@
     short          the body lacks its last `size` bytes, and Content-Length agrees
     extra          `size` bytes too many follow the file, and Content-Length agrees
     drop           the connection is reset after `offset` bytes of the body
+    trickle        after `offset` bytes of the body, one byte every `seconds`
+    endless        the bytes of the file, then others without an end, and no Content-Length
     content_range  a 206 says it starts `size` bytes later than it does
     html           200 with a web page, as a captive portal or a login proxy answers
     status         the HTTP status `status`, with `retry_after` seconds if given
     delay          nothing for `seconds`, then the normal answer
     loop           a redirect to itself
+    redirect       a redirect to `location`
+    slow_head      one byte of the answer's head every `seconds`, without an end
     down           the connection is closed as soon as it is accepted
 
-The first six concern the bytes of a file: they apply to a GET that serves a file (or the part of it that
+The first eight concern the bytes of a file: they apply to a GET that serves a file (or the part of it that
 holds byte `offset`), never to an answer of the API or a redirect. `down` knows no path.
 """
 
@@ -31,14 +35,20 @@ Kind = Literal[
     "short",
     "extra",
     "drop",
+    "trickle",
+    "endless",
     "content_range",
     "html",
     "status",
     "delay",
     "loop",
+    "redirect",
+    "slow_head",
     "down",
 ]
-BODY_KINDS: frozenset[Kind] = frozenset({"corrupt", "truncate", "short", "extra", "drop", "content_range"})
+BODY_KINDS: frozenset[Kind] = frozenset(
+    {"corrupt", "truncate", "short", "extra", "drop", "trickle", "endless", "content_range"}
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Fault:
         host: only at this server (None: at both).
         method: only for this HTTP method (None: for all).
         count: for the first so many requests it applies to (None: until the faults are cleared).
-        offset, size, status, retry_after, seconds: see the kinds.
+        offset, size, status, retry_after, seconds, location: see the kinds.
     """
 
     kind: Kind
@@ -64,6 +74,7 @@ class Fault:
     status: int = 503
     retry_after: int | None = None
     seconds: float = 1.0
+    location: str = ""
 
     def position(self, size: int) -> int:
         """Return where in a file of `size` bytes `offset` points."""

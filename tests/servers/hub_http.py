@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import socket
 import ssl
@@ -14,7 +15,7 @@ import termios
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,10 @@ class _Handler(BaseHTTPRequestHandler):
             draft.faults.append(fault.kind)
             if fault.kind == "delay":
                 site.stopping.wait(fault.seconds)
+            elif fault.kind == "slow_head":
+                self._drip(
+                    itertools.chain(b"HTTP/1.1 200 OK\r\nX-Slow: ", itertools.repeat(0x61)), fault.seconds
+                )
             else:
                 return spoilt(fault, call)
         try:
@@ -247,18 +252,30 @@ class _Handler(BaseHTTPRequestHandler):
         end = max(start, stop - size.get("short", 0) - size.get("truncate", 0))
         if "drop" in by_kind:
             end = min(end, start + by_kind["drop"].offset)
+        slow = by_kind.get("trickle")
+        if slow:
+            end = min(end, start + slow.offset)
         extra = size.get("extra", 0)
         sent_headers = length_headers(headers, status, start, stop, body.size)
         sent_headers["Content-Length"] = str(max(0, stop - start - size.get("short", 0)) + extra)
         if "content_range" in by_kind:
             shift = size["content_range"]
             sent_headers["Content-Range"] = f"bytes {start + shift}-{stop - 1 + shift}/{body.size}"
+        if "endless" in by_kind:
+            del sent_headers["Content-Length"]
+            sent_headers["Connection"] = "close"
         self._head(status, sent_headers)
         if flips or isinstance(self.connection, ssl.SSLSocket):
             self._body(_read(body.path, start, end, flips), draft)
         else:
             self._send_part(body.path, start, end, draft)
         self._body(iter([b"\xee" * extra] if extra else []), draft)
+        if slow:
+            with body.path.open("rb") as file:
+                file.seek(end)
+                self._drip(file.read(stop - end), slow.seconds)
+        if "endless" in by_kind:
+            self._drip(itertools.repeat(0xEE), 0.0, piece=1 << 16)
         if {"drop", "truncate"} & by_kind.keys():
             self.close_connection = True
         if "drop" in by_kind:
@@ -280,6 +297,13 @@ class _Handler(BaseHTTPRequestHandler):
                     raise EOFError(f"{path} is shorter than it was")
                 start += sent
                 draft.bytes_sent += sent
+
+    def _drip(self, content: Iterable[int], seconds: float, *, piece: int = 1) -> None:
+        """Send byte after byte, or pieces of the same byte, until the client or the test has had enough."""
+        for byte in content:
+            self.wfile.write(bytes([byte]) * piece)
+            if self.server.site.stopping.wait(seconds):
+                raise ConnectionAbortedError("the server is closing")
 
     def _body(self, pieces: Iterator[bytes], draft: Draft) -> None:
         for piece in pieces:

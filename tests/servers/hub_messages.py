@@ -84,6 +84,8 @@ def spoilt(fault: Fault, call: Call) -> Answer:
     if fault.kind == "loop":
         query = f"?{call.raw_query}" if call.raw_query else ""
         return Answer(302, {"Location": call.path + query})
+    if fault.kind == "redirect":
+        return Answer(302, {"Location": fault.location})
     retry = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
     return Answer(fault.status, {"Content-Type": "text/plain", **retry}, b"a fault was asked for")
 

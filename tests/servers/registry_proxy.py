@@ -11,6 +11,8 @@ What a fault does to the nth request (counted from 1) of its method and path:
     "reset"       the connection is reset, and the registry never sees the request
     "garbage"     bytes that are not HTTP are answered
     "truncate"    the registry's answer breaks off in the middle of its body
+    "slow"        the answer takes a second longer
+    "hang"        nothing is answered for three seconds, then the connection is closed
     "lose"        the registry does what it was asked, but its answer is lost
     "alter"       a space is added to the request's body before the registry gets it
     a callable    takes the registry's body and returns the one to answer instead
@@ -27,6 +29,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -161,10 +164,15 @@ def _handler(proxy: RegistryProxy) -> type[BaseHTTPRequestHandler]:
                 self._refuse(action)
             elif action == "reset":
                 self._reset()
+            elif action == "hang":
+                time.sleep(3)
+                self.close_connection = True
             elif action == "garbage":
                 self.connection.sendall(b"\x00\xff\xfenot HTTP at all\r\n\r\n")
                 self.close_connection = True
             else:
+                if action == "slow":
+                    time.sleep(1)
                 seen.status = self._pass_on(body + b" " if action == "alter" else body, action)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _handle  # noqa: N815

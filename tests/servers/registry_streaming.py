@@ -23,6 +23,7 @@ import re
 import secrets
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -124,6 +125,12 @@ def _handler(proxy: StreamingProxy) -> type[BaseHTTPRequestHandler]:
             if isinstance(action, int):
                 self._drain()
                 return self._refuse(action)
+            if action == "slow":
+                time.sleep(1)
+            if action == "hang":
+                time.sleep(3)
+                self.close_connection = True
+                return 0
             if action == "garbage":
                 self._drain()
                 self.connection.sendall(b"\x00\xff\xfenot HTTP at all\r\n\r\n")

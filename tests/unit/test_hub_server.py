@@ -400,6 +400,7 @@ def test_the_second_server_can_be_another_address(repo: Repo, tmp_path: Path) ->
         assert urlsplit(hub.cdn_url).hostname == "localhost"
 
 
+@pytest.mark.control("hub-token")
 def test_a_client_that_follows_with_its_token_is_caught(hub: Hub) -> None:
     # urllib sends every header to wherever it is redirected.
     request = urllib.request.Request(f"{hub.url}/{NAME}/resolve/main/{WEIGHTS}")  # noqa: S310
@@ -412,6 +413,7 @@ def test_a_client_that_follows_with_its_token_is_caught(hub: Hub) -> None:
     assert leak.host == "cdn" and leak.status == 400 and leak.authorization_valid
 
 
+@pytest.mark.control("hub-token")
 def test_a_token_in_a_url_or_a_cookie_is_caught(hub: Hub) -> None:
     ask(f"{hub.url}/api/models/{NAME}?token={TOKEN}")
     ask(weights_url(hub), token=None, Cookie=f"session={TOKEN}")
@@ -539,6 +541,7 @@ def test_corrupt_flips_one_bit_wherever_it_is_read(hub: Hub) -> None:
     assert ask(url, token=None).body[-1] == DATA[-1] ^ 1
 
 
+@pytest.mark.control("wrong-bytes")
 def test_huggingface_hub_does_not_notice_a_flipped_bit(hub: Hub, tmp_path: Path) -> None:
     hub.faults.add(Fault("corrupt", WEIGHTS))
     path = hf_hub_download(NAME, WEIGHTS, endpoint=hub.url, token=TOKEN, cache_dir=tmp_path)

@@ -253,6 +253,7 @@ class TestResolve:
         with pytest.raises(RevisionNotFound, match=f"commit '{'f' * 40}'"):
             HubSource(Secret(CANARY), patience=QUICK).edits(locked)
 
+    @pytest.mark.promise("wrong-bytes", "lock")
     def test_other_bytes_at_the_locked_commit_are_refused(self, hub: Hub) -> None:
         locked = resolve(hub.url)
         assert resolve(hub.url, previous=locked) == locked
@@ -308,6 +309,7 @@ class TestRefusals:
         assert "leaves out all 3 files that include selects" in text
         assert "selects none" in refused(hub.url, NoMatchingFiles, include=[".gitattributes"])
 
+    @pytest.mark.promise("hub-names")
     @pytest.mark.parametrize(
         "name", ["../x.json", "a/../../x.json", "/x.json", "a\nb.json", ".GIT/x.json", "a\\b.json"]
     )
@@ -318,10 +320,12 @@ class TestRefusals:
         assert "the file name" in text and "\n" not in text.split("\n  hint")[0]
         assert not [request for request in script.seen if "/resolve/" in request.path]
 
+    @pytest.mark.promise("hub-names")
     def test_names_that_cannot_both_exist(self, script: Script) -> None:
         script.tree = [entry("A.json"), entry("a.json")]
         assert "'A.json' and 'a.json' cannot both exist" in refused(script.url, SourceError)
 
+    @pytest.mark.promise("hub-names")
     def test_hostile_names_that_are_not_taken_do_no_harm(self, script: Script) -> None:
         script.tree = [entry("../x.bin"), entry("a\x1b[2J.bin"), entry("ok.json")]
         assert [file.path for file in resolve(script.url, include=["*.json"]).files] == ["ok.json"]
@@ -381,6 +385,7 @@ class TestTrouble:
         hub.faults.add(Fault("down"))
         assert "connection to the hub broke" in refused(hub.url, SourceUnavailable)
 
+    @pytest.mark.promise("hub-hang")
     def test_accepting_but_never_answering(self, hub: Hub) -> None:
         hub.faults.add(Fault("delay", seconds=30))
         started = time.monotonic()
@@ -388,6 +393,7 @@ class TestTrouble:
         assert time.monotonic() - started < 20
         hub.faults.clear()
 
+    @pytest.mark.promise("hub-hang")
     def test_an_answer_that_drips_for_ever(self, script: Script) -> None:
         script.say("/api/models/", Says(drip=0.1))
         started = time.monotonic()
@@ -407,11 +413,13 @@ class TestTrouble:
         resolve(hub.url)
         assert time.monotonic() - started >= 1
 
+    @pytest.mark.promise("hub-hang")
     def test_busy_for_ever_is_given_up(self, hub: Hub) -> None:
         hub.faults.add(Fault("status", status=503))
         assert "HTTP 503, 5 times" in refused(hub.url, SourceUnavailable)
         assert len(hub.requests()) == QUICK.busy_attempts
 
+    @pytest.mark.promise("hub-hang")
     def test_an_hours_wait_is_not_waited_for(self, hub: Hub) -> None:
         hub.faults.add(Fault("status", status=429, retry_after=3600))
         text = refused(hub.url, SourceUnavailable)
@@ -429,12 +437,14 @@ class TestTrouble:
         hub.faults.add(Fault("drop", "config.json", offset=3))
         assert "broke" in refused(hub.url, SourceUnavailable)
 
+    @pytest.mark.promise("wrong-bytes")
     @pytest.mark.parametrize("kind", ["corrupt", "short", "extra", "html"])
     def test_wrong_bytes_are_found(self, hub: Hub, kind: Any) -> None:
         hub.faults.add(Fault(kind, "config.json"))
         text = refused(hub.url, WrongBytes, include=["config.json"])
         assert "config.json: the hub serves" in text
 
+    @pytest.mark.promise("wrong-bytes", "hub-hang")
     def test_a_file_without_end_is_not_read_to_its_end(self, script: Script) -> None:
         script.tree = [entry("config.json")]
         script.say("/resolve/", Says(drip=0.0))
@@ -444,6 +454,7 @@ class TestTrouble:
         hub.faults.add(Fault("html"))
         assert "A proxy or a login page" in refused(hub.url, SourceError)
 
+    @pytest.mark.promise("hub-hang")
     def test_redirects_without_end(self, hub: Hub) -> None:
         hub.faults.add(Fault("loop"))
         assert "redirects without end" in refused(hub.url, SourceError)
@@ -497,6 +508,7 @@ class TestTrouble:
 
 
 class TestToken:
+    @pytest.mark.promise("hub-token")
     def test_it_does_not_follow_a_redirect_to_another_host(self, script: Script, other: Script) -> None:
         script.tree = [entry("config.json")]
         script.say("/resolve/", Says(302, {"Location": f"{other.url}/cdn/config.json?sig=1"}))
@@ -506,11 +518,13 @@ class TestToken:
         assert "authorization" not in other.seen[0].headers and CANARY not in str(other.seen)
         assert all(request.headers["authorization"] == f"Bearer {CANARY}" for request in script.seen)
 
+    @pytest.mark.promise("hub-token")
     def test_it_does_not_follow_a_listing_to_another_host(self, script: Script, other: Script) -> None:
         script.say("/tree/", Says(headers={"Link": f'<{other.url}/next>; rel="next"'}, body=b"[]"))
         assert "must not see the token" in refused(script.url, SourceError)
         assert other.seen == []
 
+    @pytest.mark.promise("hub-hang")
     def test_a_listing_without_end_ends(self, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("modelbake.sources.hub_client._MAX_REQUESTS", 20)
         script.say(
@@ -525,6 +539,7 @@ class TestToken:
         text = refused(hub.url, SourceAuthError, token)
         assert token[:8] not in text and token[-6:] not in text and hub.requests() == []
 
+    @pytest.mark.promise("hub-token")
     def test_the_hubs_own_words_do_not_bring_it_to_the_terminal(self, script: Script) -> None:
         """In another process: the library's log goes to the stderr that was there at import."""
         said = {"X-HF-Warning": f"topic; your token {CANARY}", "X-Error-Message": f"bad {CANARY}"}

@@ -33,6 +33,7 @@ from modelbake.sources.hub_client import Patience
 from modelbake.sources.hub_read import HubReader
 from modelbake.stream.flow import LayerFlow, Verified
 from modelbake.stream.layers import WeightLayer
+from tests.promises import cases
 from tests.servers.hub import Fault, Hub, Repo
 
 CANARY = "hf_canaryCANARYcanaryCANARYcanary0123"
@@ -202,7 +203,8 @@ class TestReading:
 
 
 class TestBrokenConnections:
-    @pytest.mark.parametrize("seed", range(50))
+    @pytest.mark.promise("resume", "wrong-bytes")
+    @pytest.mark.parametrize("seed", range(cases(8, 100)))
     def test_cut_anywhere_it_goes_on_there(self, hub: Hub, one: Reading, seed: int) -> None:
         chosen = random.Random(seed)
         cuts = chosen.randint(1, 4)
@@ -215,6 +217,7 @@ class TestBrokenConnections:
         assert len(hub.requests(method="HEAD")) == 1, "the address is good for all of it"
         assert hub.bytes_sent() <= len(WEIGHTS) + cuts * MIB, "a piece that had not come whole is read again"
 
+    @pytest.mark.promise("wrong-bytes")
     def test_it_goes_on_only_with_the_same_version(self, hub: Hub) -> None:
         hub.faults.add(Fault("drop", "*.safetensors", count=1, offset=1_500_000))
         assert Reading(hub).read() == WEIGHTS
@@ -238,6 +241,7 @@ class TestBrokenConnections:
         assert reading.read(path) == FILES[path]
         assert reading.attempts == 3
 
+    @pytest.mark.promise("wrong-bytes")
     def test_another_range_than_asked_for_is_not_taken(self, hub: Hub) -> None:
         hub.faults.add(Fault("drop", "*.safetensors", count=1, offset=1_500_000))
         hub.faults.add(Fault("content_range", "*.safetensors", count=2, size=5))
@@ -277,12 +281,14 @@ class TestBrokenConnections:
         assert reading.read() == WEIGHTS
         assert time.monotonic() - started < 10 and reading.attempts == 2
 
+    @pytest.mark.promise("hub-hang")
     def test_one_that_stays_silent(self, hub: Hub) -> None:
         hub.faults.add(Fault("delay", host="cdn", seconds=1.2))
         patience = replace(QUICK, read=0.2)
         assert "does not answer" in refused(hub, SourceUnavailable, patience=patience)
 
 
+@pytest.mark.promise("wrong-bytes")
 class TestWrongBytes:
     @pytest.mark.parametrize("path", ["config.json", "model.safetensors"])
     @pytest.mark.parametrize("kind", ["short", "extra"])
@@ -421,6 +427,7 @@ class TestRefusals:
         assert reading.read() == WEIGHTS
         assert reading.attempts == 1 and hub.token_leaks() == []
 
+    @pytest.mark.promise("hub-hang")
     def test_a_redirect_without_end(self, hub: Hub) -> None:
         hub.faults.add(Fault("loop", "*.safetensors", host="hub"))
         assert "redirects without end" in refused(hub, SourceError)
@@ -444,6 +451,7 @@ class TestPatience:
         assert Reading(hub).read() == WEIGHTS
         assert 1 <= time.monotonic() - started < 10
 
+    @pytest.mark.promise("hub-hang")
     @pytest.mark.parametrize("host", ["hub", "cdn"])
     def test_but_not_for_hours(self, hub: Hub, host: Any) -> None:
         hub.faults.add(Fault("status", "*.safetensors", host=host, status=429, retry_after=3600))
@@ -452,21 +460,22 @@ class TestPatience:
         assert time.monotonic() - started < 20
         assert len([record for record in hub.requests() if record.status == 429]) == 1
 
+    @pytest.mark.promise("hub-hang")
     @pytest.mark.parametrize("host", ["hub", "cdn"])
     def test_nor_for_ever(self, hub: Hub, host: Any) -> None:
         hub.faults.add(Fault("status", "*.safetensors", host=host, status=503))
         assert "503" in refused(hub, SourceUnavailable)
         assert len([record for record in hub.requests() if record.status == 503]) == QUICK.busy_attempts
 
-    def test_a_hub_that_drips_is_given_up(self, hub: Hub) -> None:
-        patience = replace(QUICK, answer=-len(WEIGHTS) / (64 * 1024) + 0.3)  # 0.3 s for all of this file
-        reading = Reading(hub, patience=patience)
-        pieces = iter(reading.reader.read(file_of(reading.model, "model.safetensors")))
-        next(pieces)
-        time.sleep(0.4)
+    @pytest.mark.promise("hub-hang")
+    def test_a_hub_that_drips_is_given_up(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A byte now and then, with which no whole piece is ever read."""
+        monkeypatch.setattr("modelbake.sources.hub_read._SLOWEST", 1 << 30)
+        hub.faults.add(Fault("trickle", "*.safetensors", host="cdn", offset=1_200_000, seconds=0.1))
+        began = time.monotonic()
         with pytest.raises(SourceUnavailable, match="too slow"):
-            for _ in pieces:
-                pass
+            Reading(hub, patience=replace(QUICK, answer=1)).read()
+        assert time.monotonic() - began < 10
 
 
 class TestStop:

@@ -71,6 +71,7 @@ class Bench:
     """A manifest, a folder of secrets and a destination."""
 
     def __init__(self, folder: Path, endpoint: str, commit: str = "0" * 40) -> None:
+        self.program = FETCH
         self.manifest = folder / "manifest.json"
         self.secrets = folder / "secrets"
         self.destination = folder / "models"
@@ -97,7 +98,7 @@ class Bench:
 
     def command(self, *options: str) -> list[str]:
         arguments = [str(self.manifest), str(self.destination), "--secrets", str(self.secrets), *options]
-        return [sys.executable, str(FETCH), *arguments]
+        return [sys.executable, str(self.program), *arguments]
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -363,6 +364,7 @@ def test_no_such_commit(world: World) -> None:
 # -- wrong bytes ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("wrong-bytes")
 @pytest.mark.parametrize("options", [(), PARALLEL])
 @pytest.mark.parametrize("offset", [0, 1_500_000, -1])
 def test_a_flipped_bit_names_the_file(world: World, options: tuple[str, ...], offset: int) -> None:
@@ -374,6 +376,7 @@ def test_a_flipped_bit_names_the_file(world: World, options: tuple[str, ...], of
     assert "once more" in outcome.notes()
 
 
+@pytest.mark.promise("wrong-bytes")
 @pytest.mark.parametrize("options", [(), PARALLEL])
 def test_a_bit_flipped_once_is_fetched_once_more(world: World, options: tuple[str, ...]) -> None:
     world.hub.faults.add(Fault("corrupt", "*.safetensors", offset=1_000_000, count=1))
@@ -384,6 +387,7 @@ def test_a_bit_flipped_once_is_fetched_once_more(world: World, options: tuple[st
     assert outcome.fetched()["model.safetensors"]["method"] == "stream"
 
 
+@pytest.mark.promise("wrong-bytes")
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("short", ()), ("short", PARALLEL), ("html", ()), ("html", PARALLEL), ("extra", ())],
@@ -396,6 +400,7 @@ def test_another_size(world: World, kind: Any, options: tuple[str, ...]) -> None
         assert outcome.error["expected"] == f"{len(WEIGHTS)} bytes"
 
 
+@pytest.mark.promise("wrong-bytes")
 def test_bytes_beyond_a_range_are_ignored(world: World) -> None:
     world.hub.faults.add(Fault("extra", "*.safetensors", host="cdn", size=100))
     outcome = world.bench.run(*PARALLEL)
@@ -403,6 +408,7 @@ def test_bytes_beyond_a_range_are_ignored(world: World) -> None:
     assert world.bench.files() == FILES
 
 
+@pytest.mark.promise("wrong-bytes", "lock")
 def test_a_lock_of_other_bytes(world: World) -> None:
     """The hub's file is whole, but it is not the one in the manifest."""
     world.bench.want({**FILES, "config.json": b'{"hidden_size": 768}'})
@@ -413,6 +419,7 @@ def test_a_lock_of_other_bytes(world: World) -> None:
 # -- cuts and refusals that pass -----------------------------------------------------------------------------
 
 
+@pytest.mark.promise("resume")
 @pytest.mark.parametrize("offset", [0, 1, 65_536, 2_000_000, len(WEIGHTS) - 1])
 def test_a_cut_connection_is_resumed(world: World, offset: int) -> None:
     world.hub.faults.add(Fault("drop", "*.safetensors", offset=offset, count=1))
@@ -426,6 +433,7 @@ def test_a_cut_connection_is_resumed(world: World, offset: int) -> None:
         assert int(again.range.removeprefix("bytes=").rstrip("-")) > 65_536
 
 
+@pytest.mark.promise("resume", "wrong-bytes")
 @pytest.mark.parametrize("options", [(), PARALLEL])
 def test_many_cuts(world: World, options: tuple[str, ...]) -> None:
     world.hub.faults.add(Fault("drop", "*.safetensors", offset=700_000, count=4))
@@ -438,6 +446,7 @@ def test_many_cuts(world: World, options: tuple[str, ...]) -> None:
     assert all(0 <= event["bytes"] <= event["total"] for event in progress)
 
 
+@pytest.mark.promise("resume")
 def test_a_body_that_ends_early_is_resumed(world: World) -> None:
     world.hub.faults.add(Fault("truncate", "*.safetensors", size=1_000_000, count=1))
     outcome = world.bench.run()
@@ -447,6 +456,7 @@ def test_a_body_that_ends_early_is_resumed(world: World) -> None:
     assert len(WEIGHTS) <= sent < len(WEIGHTS) + 200_000
 
 
+@pytest.mark.promise("wrong-bytes")
 def test_a_wrong_content_range_means_no_ranges(world: World) -> None:
     world.hub.faults.add(Fault("content_range", "*.safetensors"))
     outcome = world.bench.run(*PARALLEL)
@@ -455,6 +465,7 @@ def test_a_wrong_content_range_means_no_ranges(world: World) -> None:
     assert outcome.fetched()["model.safetensors"]["method"] == "stream"
 
 
+@pytest.mark.promise("wrong-bytes")
 def test_a_wrong_content_range_after_a_cut_starts_anew(world: World) -> None:
     world.hub.faults.add(Fault("drop", "*.safetensors", offset=1_000_000, count=1))
     world.hub.faults.add(Fault("content_range", "*.safetensors"))
@@ -487,6 +498,7 @@ def test_waits_as_long_as_asked(world: World) -> None:
     assert outcome.fetched()["config.json"]["attempts"] == 2
 
 
+@pytest.mark.promise("hub-hang")
 def test_does_not_wait_for_an_hour(world: World) -> None:
     world.hub.faults.add(Fault("status", "config.json", status=429, retry_after=3600))
     started = time.monotonic()
@@ -502,6 +514,7 @@ def test_server_errors_pass(world: World, status: int) -> None:
     assert world.bench.files() == FILES
 
 
+@pytest.mark.promise("hub-hang")
 def test_server_errors_that_last(world: World) -> None:
     world.hub.faults.add(Fault("status", "*.safetensors", host="cdn", status=503))
     failed(world, 23, "503", "model.safetensors")
@@ -514,6 +527,7 @@ def test_a_silent_server_is_asked_again(world: World) -> None:
     assert outcome.fetched()["model.safetensors"]["attempts"] == 2
 
 
+@pytest.mark.promise("hub-hang")
 def test_hf_transfer_that_hangs_is_given_up(world: World) -> None:
     """The probe is answered; then nothing comes for longer than the limit, four times."""
     world.bench.want({"model.safetensors": WEIGHTS})
@@ -611,12 +625,14 @@ class Asked(BaseHTTPRequestHandler):
         self.reply(206, {"ETag": '"x"', "Content-Range": span}, part)
 
 
+@pytest.mark.promise("hub-hang")
 def test_a_redirect_loop(world: World) -> None:
     world.hub.faults.add(Fault("loop", "config.json"))
     failed(world, 23, "redirects")
     assert len(world.hub.requests_for("config.json")) <= 7
 
 
+@pytest.mark.promise("hub-hang")
 def test_a_redirect_loop_elsewhere(world: World) -> None:
     with Rogue(lambda ask: ask.redirect(ask.path)) as rogue:
         world.bench.locate(endpoint=rogue.url)
@@ -625,6 +641,7 @@ def test_a_redirect_loop_elsewhere(world: World) -> None:
         assert len(rogue.asked) <= 7
 
 
+@pytest.mark.promise("hub-token")
 def test_the_token_stays_behind(tmp_path: Path) -> None:
     """Endpoint -> another port -> back to the endpoint: only the first request carries the token."""
     data = b"y" * 1000
@@ -667,6 +684,7 @@ else:
         assert [("Authorization" in ask.headers) for ask in other.asked] == [carried]
 
 
+@pytest.mark.promise("hub-token")
 def test_no_way_from_https_to_http(tmp_path: Path, certificate: Certificate) -> None:
     with (
         Rogue(lambda ask: ask.serve(b"y")) as plain,
@@ -708,6 +726,7 @@ def _endless(ask: Asked) -> None:
         ask.wfile.write(block)
 
 
+@pytest.mark.promise("hub-hang", "wrong-bytes")
 def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
     with Rogue(_endless) as hub:
         bench = Bench(tmp_path, hub.url)
@@ -718,6 +737,7 @@ def test_an_endless_body_is_cut_off(tmp_path: Path) -> None:
         assert bench.tree() == {}
 
 
+@pytest.mark.promise("hub-hang", "wrong-bytes")
 def test_endless_ranges_fill_neither_memory_nor_disk(tmp_path: Path) -> None:
     """Whoever answers hf_transfer with more than was asked for meets the child's limits."""
     size = 20 * MIB
@@ -748,6 +768,7 @@ def test_endless_ranges_fill_neither_memory_nor_disk(tmp_path: Path) -> None:
         assert outcome.fetched()["z"]["method"] == "ranges"
 
 
+@pytest.mark.promise("wrong-bytes")
 def test_a_compressed_body(tmp_path: Path) -> None:
     data = b"y" * 1000
     packed = gzip.compress(data)
@@ -759,6 +780,7 @@ def test_a_compressed_body(tmp_path: Path) -> None:
         assert "compressed" in outcome.error["message"]
 
 
+@pytest.mark.promise("hub-token")
 def test_a_server_that_echoes_the_token(tmp_path: Path) -> None:
     headers = {"X-Error-Message": f"Bearer {TOKEN} is not welcome"}
     with Rogue(lambda ask: ask.reply(403, headers)) as hub:
@@ -788,6 +810,7 @@ def test_a_wrong_file_is_replaced(world: World) -> None:
     assert world.bench.files() == FILES
 
 
+@pytest.mark.promise("hub-names")
 @pytest.mark.parametrize("name", ["1_Pooling", "config.json"])
 def test_symbolic_links_lead_nowhere(world: World, tmp_path: Path, name: str) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -800,6 +823,7 @@ def test_symbolic_links_lead_nowhere(world: World, tmp_path: Path, name: str) ->
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.promise("hub-names")
 def test_the_destination_is_no_symbolic_link(world: World, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     world.bench.destination.symlink_to(tmp_path / "elsewhere")
@@ -902,6 +926,7 @@ def _children_of(command: Path) -> list[str]:
     return [line for line in running if str(command) in line]
 
 
+@pytest.mark.promise("resume")
 @pytest.mark.parametrize("options", [(), PARALLEL])
 def test_killed_and_run_again(world: World, options: tuple[str, ...]) -> None:
     world.hub.faults.add(Fault("delay", "*.safetensors", host="cdn", method="GET", seconds=20))
@@ -966,6 +991,7 @@ def test_a_signal_leaves_nothing(world: World, number: signal.Signals) -> None:
 GOOD = describe("config.json", b"{}")
 
 
+@pytest.mark.promise("hub-names")
 @pytest.mark.parametrize(
     ("files", "word"),
     [
