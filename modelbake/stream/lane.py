@@ -88,11 +88,11 @@ class Lane:
     ) -> None:
         if plan.conversion is not None:
             raise UsageError(
-                "models.yaml says `convert: safetensors`: that is done in builder stages, and here weights flow"
-                " from the hub to the registry as they are",
+                "models.yaml says `convert: safetensors`: that is done in builder stages, and here weights"
+                " flow from the hub to the registry as they are",
                 subject=plan.name,
-                hint="use `build`, `smoke` and `push`; or convert once, upload the safetensors to the hub, and"
-                " remove `convert`",
+                hint="use `build`, `smoke` and `push`; or convert once, upload the safetensors to the hub,"
+                " and remove `convert`",
             )
         self._asked_trial = trial
         self._workspace = workspace
