@@ -44,7 +44,7 @@ def is_convertible(path: str) -> bool:
 
 def converted_names(spec: ModelSpec, files: Sequence[str]) -> dict[str, str]:
     """Return what each file that is converted becomes; nothing for a model without `convert`."""
-    if spec.convert is None:
+    if spec.convert == "none":
         return {}
     pickles = [path for path in files if is_convertible(path) and path not in spec.allow_pickle]
     names = {path: _weights_name(path) for path in pickles}
@@ -72,7 +72,7 @@ def conversion_objections(
     spec: ModelSpec, files: Sequence[str], upstream: Sequence[str] | None
 ) -> list[Objection]:
     """Return what is wrong: nothing to convert, or a converted file in the place of another file."""
-    if spec.convert is None:
+    if spec.convert == "none":
         return []
     names = converted_names(spec, files)
     if not names:
@@ -105,7 +105,7 @@ def conversion_changes(spec: ModelSpec, locked: LockedModel, converter: str) -> 
     `converter` is the `identity` of today's converter.
     """
     had = locked.converted
-    if spec.convert is None:
+    if spec.convert == "none":
         return [] if had is None else ["convert was safetensors, is not there"]
     if had is None:
         return ["convert was not there, is safetensors"]

@@ -169,7 +169,7 @@ def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Run
         labels=dict(sorted(labels.items())),
         runtime_env=dict(sorted(runtime_env.items())),
         model_env=dict(sorted(model_env.items())),
-        conversion=plan_conversion(spec, locked, runtime) if spec.convert else None,
+        conversion=plan_conversion(spec, locked, runtime) if spec.convert != "none" else None,
     )
 
 

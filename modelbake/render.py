@@ -50,7 +50,9 @@ PROGRAMS = (
     "start/weight_headers.py",
 )
 # And with one that converts.
-CONVERTERS = ("builder/admit.py", "builder/convert.py", "builder/converter.txt", "builder/state_dict.py")
+_CONVERTS = ("builder/convert.py", "builder/converter.txt", "builder/state_dict.py")
+_ADMITS = "builder/admit.py"
+CONVERTERS = (*_CONVERTS, _ADMITS)
 # And with that of a runtime alone.
 _INSTALLERS = ("builder/install.py", "builder/pip_errors.py", "builder/venvs.py")
 _SLIMMERS = ("builder/slim.py", "builder/slim_rules.py", "builder/stub.py")
@@ -75,6 +77,7 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     files |= _manifests(plan.groups)
     if plan.conversion is not None:
         files |= _conversion_files(plan.conversion, programs)
+        files |= {_ADMITS: _read(programs / _ADMITS)}
     # The image names in a label what it was built of, so that `smoke` and `push` know one of another plan.
     # Where the bytes come from is no part of it: another mirror makes the same image.
     unlabelled = _dockerfile(templates, "image", plan=plan, conversion=plan.conversion)
@@ -112,7 +115,7 @@ def render_conversion(conversion: ConversionPlan, *, templates: Path, programs: 
 
 
 def _conversion_files(conversion: ConversionPlan, programs: Path) -> dict[str, bytes]:
-    files = {program: _read(programs / program) for program in CONVERTERS}
+    files = {program: _read(programs / program) for program in _CONVERTS}
     files["convert.json"] = conversion.instructions
     return files | _manifests(conversion.groups)
 

@@ -25,7 +25,7 @@ Device = Literal["cuda", "any", "cpu"]
 LayerOrder = Literal["auto", "weights-first", "base-first"]
 Compression = Literal["none", "zstd"]
 Verify = Literal["full", "quick", "off"]
-Convert = Literal["safetensors"]
+Convert = Literal["none", "safetensors"]
 DEFAULT_HUB = "https://huggingface.co"
 
 _IMAGE_ENVIRONMENT = frozenset(
@@ -378,8 +378,8 @@ class ModelEntry(Settings):
         " other among the model's files is refused.",
         examples=[["pytorch_model.bin"]],
     )
-    convert: Convert | None = Field(
-        default=None,
+    convert: Convert = Field(
+        default="none",
         description="safetensors: the model's pickles (.bin, .pt, .pth) are converted where the image is"
         " built, without running anything of them; the image has the converted files in their place. Those"
         " that `allow_pickle` names stay as they are.",

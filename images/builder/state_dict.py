@@ -79,7 +79,8 @@ def _load(source: str, path: Path) -> Any:
         if (asked := _GLOBAL.search(said)) and "nsupported" in said:
             wanted = plain(asked[1].rstrip(".`"))
             raise refused(source, f"loading it would run {wanted}, which is nothing of weights") from error
-        raise refused(source, f"torch cannot read it as weights alone: {plain(_first(said))}") from error
+        why = plain(_reason(said)) or type(error).__name__
+        raise refused(source, f"torch cannot read it as weights alone: {why}") from error
 
 
 def _tensors(source: str, loaded: Any) -> tuple[dict[str, Tensor], list[str]]:
@@ -171,8 +172,7 @@ def _separate(source: str, tensors: Mapping[str, Tensor], size: int) -> dict[str
     return separate
 
 
-def _first(text: str) -> str:
-    """Return the part of torch's long explanation that says what is wrong."""
+def _reason(text: str) -> str:
+    """Return the one sentence of torch's long explanation that says what is wrong; others give bad advice."""
     text = text.partition("WeightsUnpickler error:")[2] or text
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else "no reason was given"
+    return re.split(r"(?<=[.])\s|\n", text.strip(), maxsplit=1)[0]

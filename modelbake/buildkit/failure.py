@@ -81,8 +81,8 @@ _PROGRAM_ERRORS: dict[int, tuple[type[ModelbakeError], str]] = {
     ),
     29: (
         WrongBytes,
-        "the pickles are the locked ones, and convert to other bytes than when the model was locked: run"
-        " `build.py lock`, look at the difference, and commit models.lock",
+        "the pickles are the locked ones, and convert to other bytes than models.lock says: restore it with"
+        " git; or remove the model from it, and `build.py lock` has the pickles converted anew",
     ),
     30: (BuildFailed, "the index serves another file than is pinned: ask who runs it, or compile new pins"),
     31: (BuildFailed, _CHECK_INDEX),

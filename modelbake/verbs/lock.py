@@ -131,7 +131,7 @@ def _converted(
     known = {
         locked.name: kept_conversion(spec, locked, lock.models.get(spec.name), workspace.converter)
         for spec, locked in zip(specs, resolved, strict=True)
-        if spec.convert
+        if spec.convert != "none"
     }
     for name in (name for name, conversion in known.items() if conversion):
         message = f"{name}: the same pickles and the same converter: what they become stays as it is locked"

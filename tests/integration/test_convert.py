@@ -174,7 +174,7 @@ def test_only_the_bytes_that_the_lock_names_are_admitted(stubbed: Stubbed) -> No
     wrong = replace(converted, files=(one, replace(other, sha256="0" * 64)))
     with pytest.raises(WrongBytes, match=r"model\.safetensors: the conversion gives 10 bytes") as caught:
         stubbed.build(wrong)
-    assert "run `build.py lock`" in caught.value.hint
+    assert "remove the model from it" in caught.value.hint
 
 
 def test_a_conversion_has_no_network(stubbed: Stubbed) -> None:

@@ -36,8 +36,9 @@ def test_the_remedy_can_be_copied() -> None:
     assert found == Objection(
         "exclude",
         "m holds old/pytorch_model.bin, pytorch_model.bin, rng.pth: by name a pickle, and loading one can"
-        ' run any code. Leave it out with `exclude: ["onnx/*", "*.bin", "*.pth"]`, or bake it in all the same'
-        ' with `allow_pickle: ["old/pytorch_model.bin", "pytorch_model.bin", "rng.pth"]`',
+        ' run any code. Leave it out with `exclude: ["onnx/*", "*.bin", "*.pth"]`, have it converted with'
+        " `convert: safetensors`, or bake it in all the same with"
+        ' `allow_pickle: ["old/pytorch_model.bin", "pytorch_model.bin", "rng.pth"]`',
     )
     (found,) = pickle_objections(spec(), files[1:])
     assert "there are no safetensors beside" in found.message
