@@ -77,11 +77,11 @@ def convert(
         with suppress(ModelbakeError):
             engine.remove(name)
     names = converted_names(spec, [file.path for file in locked.files])
-    return Conversion(converter, tuple(sorted(names)), _files(listed, sorted(names.values())))
+    return Conversion(converter, tuple(sorted(names)), listed_files(listed, sorted(names.values())))
 
 
-def _files(content: bytes, expected: Sequence[str]) -> tuple[LockedFile, ...]:
-    """Return the facts of a list; they have to be about the expected files, each once."""
+def listed_files(content: bytes, expected: Sequence[str]) -> tuple[LockedFile, ...]:
+    """Return the facts of a list; they have to be about the expected files, each once. Raises EngineError."""
     try:
         document: Any = json.loads(content)
         files = tuple(

@@ -187,6 +187,7 @@ def test_what_a_model_is_by_its_configuration_is_judged(folder: Folder) -> None:
     assert folder.run("lock", "one").returncode == 0, "control"
 
 
+@pytest.mark.promise("pickles")
 def test_pickles_are_locked_only_by_name(folder: Folder) -> None:
     folder.repo("one").commit({"pytorch_model.bin": b"anything", "old/rng.pth": b"anything"})
     done = folder.run("lock", "one")

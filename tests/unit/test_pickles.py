@@ -13,6 +13,7 @@ def spec(**keys: Any) -> ModelSpec:
     return ModelSpec(**{"name": "m", "version": "1.0.0", "source": "hf://a/b", "runtime": "r", **keys})
 
 
+@pytest.mark.promise("pickles")
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "a/b.pt", "b.PTH", "v1.ckpt", "x.pkl", "x.pickle", "x.joblib"]
 )
