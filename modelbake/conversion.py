@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CONVERTIBLE = (".bin", ".pt", ".pth")
 # What decides about the bytes that come out: a lock is of a conversion by these very programs and packages.
-DECISIVE = ("builder/convert.py", "builder/converter.txt", "builder/state_dict.py")
+DECISIVE = ("builder/convert.py", "builder/requirements.converter.txt", "builder/state_dict.py")
 
 _INDEX = re.compile(r"(?P<stem>.+)(?P<suffix>\.bin|\.pt|\.pth)\.index\.json", re.IGNORECASE)
 _LONGEST = 1024  # characters of a name that is to be copied

@@ -50,7 +50,7 @@ PROGRAMS = (
     "start/weight_headers.py",
 )
 # And with one that converts.
-_CONVERTS = ("builder/convert.py", "builder/converter.txt", "builder/state_dict.py")
+_CONVERTS = ("builder/convert.py", "builder/requirements.converter.txt", "builder/state_dict.py")
 _ADMITS = "builder/admit.py"
 CONVERTERS = (*_CONVERTS, _ADMITS)
 # And with that of a runtime alone.

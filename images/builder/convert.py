@@ -25,7 +25,8 @@ Output: see events.py. Exit codes: 0, or
                                                    130  interrupted
 
 It needs torch, safetensors and numpy, and of the project the modules beside it. What it makes is locked with
-a digest of this file, of state_dict.py and of converter.txt: what decides about the bytes stands there.
+a digest of this file, of state_dict.py and of requirements.converter.txt: there stands what decides about the
+bytes.
 """
 
 from __future__ import annotations

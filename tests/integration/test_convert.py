@@ -129,7 +129,7 @@ def stubbed(engine: Engine, world: World, monkeypatch: pytest.MonkeyPatch) -> It
     programs = world.folder / "images"
     shutil.copytree(ROOT / "images", programs)
     (programs / "builder/convert.py").write_text(STUB)
-    (programs / "builder/converter.txt").write_text("# nothing\n")
+    (programs / "builder/requirements.converter.txt").write_text("# nothing\n")
     world.repo("acme/pickled", FILES)
     spec = ModelSpec(
         name="m",
