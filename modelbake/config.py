@@ -76,6 +76,7 @@ class ModelSpec(Entry):
     include: schema.Patterns = Field(default=("*",), strict=False)
     exclude: schema.Patterns = Field(default=(), strict=False)
     allow_pickle: schema.PickleNames = Field(default=(), strict=False)
+    convert: schema.Convert = "none"
     runtime: schema.RuntimeName
     device: Device = "cuda"
     base: schema.Base | None = None

@@ -206,6 +206,15 @@ class Engine:
             with suppress(EngineError), translating(ref):
                 self.api.remove_image(ref, noprune=True)
 
+    def remove(self, ref: str) -> None:
+        """Take a name from an image; one that has no other goes with it.
+
+        Raises:
+            ImageNotFound: there is no such image.
+        """
+        with translating(ref):
+            self.api.remove_image(ref)
+
     def export(self, image_id: str) -> Iterator[bytes]:
         """Yield an image as `docker save` writes it: a tar, in chunks.
 

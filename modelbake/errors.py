@@ -15,6 +15,7 @@
     |   +-- NoMatchingFiles      25   include/exclude select nothing
     |   +-- SourceUnavailable    26   the source cannot be reached
     |   +-- WrongBytes           27   a file's bytes are not the locked ones
+    |   +-- NotConvertible       28   a pickle that `convert` is asked for cannot become safetensors
     +-- RenderError              30   a template or a build context cannot be made
     +-- EngineError              40   the Docker engine answered something we cannot use
     |   +-- EngineNotFound       41   no engine answers
@@ -149,6 +150,12 @@ class WrongBytes(SourceError):
     """A file's bytes are not the locked ones."""
 
     exit_code = 27
+
+
+class NotConvertible(SourceError):
+    """A pickle cannot be converted: it holds more than tensors, or nothing says which tensors are meant."""
+
+    exit_code = 28
 
 
 class RenderError(ModelbakeError):

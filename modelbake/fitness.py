@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from modelbake.conversion import conversion_objections, image_files
 from modelbake.objections import Objection
 from modelbake.pickles import pickle_objections
 from modelbake.scalars import quoted
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from modelbake.runtime import Runtime
 
 CONFIGURATION = "config.json"
-_PART = re.compile(r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.(?P<kind>safetensors|gguf)")
+_PART = re.compile(
+    r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.(?P<kind>safetensors|gguf|bin)"
+)
 _SHOWN = 5
 
 
@@ -46,8 +49,14 @@ def objections(
 ) -> list[Objection]:
     """Return everything that keeps the model from being served. `others` are named if they could serve it."""
     found = pickle_objections(spec, evidence.files)
-    found += _too_many(spec, runtime, evidence)
-    for each in [*_lacking(spec, runtime, evidence), *_wrong_configuration(spec, runtime, evidence)]:
+    unconverted = conversion_objections(spec, evidence.files, evidence.upstream)
+    found += unconverted
+    image = replace(evidence, files=image_files(spec, evidence.files))
+    found += _too_many(spec, runtime, image)
+    # Without the files that were to be converted, what else is missing is no news.
+    lacking = [] if unconverted else _lacking(spec, runtime, image)
+    lacking += _parts_lacking(spec, runtime, evidence)
+    for each in [*lacking, *_wrong_configuration(spec, runtime, evidence)]:
         # Where a pattern leaves out what is needed, another runtime is no remedy.
         able = "" if each.key in ("include", "exclude") else _able(runtime, others, evidence)
         found.append(Objection(each.key, each.message + able))
@@ -104,9 +113,13 @@ def _lacking(spec: ModelSpec, runtime: Runtime, evidence: Evidence) -> list[Obje
             either = " or ".join(filter(None, [", ".join(patterns[:-1]), patterns[-1]]))
             what = f"{spec.name} lacks the {need} that runtime {runtime.name} needs ({either})"
             found.append(_missing(spec, what, patterns, evidence))
-    for path, why in _missing_parts(evidence.files):
-        found.append(_missing(spec, f"{spec.name} lacks {path}, {why}", [path], evidence))
     return found
+
+
+def _parts_lacking(spec: ModelSpec, runtime: Runtime, evidence: Evidence) -> list[Objection]:
+    """Return an objection for each part that weights in several files lack, by the source's names."""
+    missing = _missing_parts(evidence.files) if runtime.needs else []
+    return [_missing(spec, f"{spec.name} lacks {path}, {why}", [path], evidence) for path, why in missing]
 
 
 def _too_many(spec: ModelSpec, runtime: Runtime, evidence: Evidence) -> list[Objection]:
@@ -148,7 +161,7 @@ def _missing_parts(files: Sequence[str]) -> list[tuple[str, str]]:
         for number in absent[:_SHOWN]:
             missing.append((f"{name}-{number:05}-of-{count}.{kind}", f"one of {int(count)} parts"))
         index = f"{name}.{kind}.index.json"
-        if kind == "safetensors" and index not in files:
+        if kind != "gguf" and index not in files:
             missing.append((index, f"which says what is in which of {int(count)} parts"))
     return missing
 

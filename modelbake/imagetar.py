@@ -123,6 +123,39 @@ def read_image(chunks: Iterator[bytes]) -> ImageContent:
     return _assembled(layers, documents, links)
 
 
+def read_file(chunks: Iterator[bytes], path: str, largest: int) -> bytes:
+    """Return a small file out of an exported image that has it in one layer.
+
+    Raises:
+        EngineError: the image cannot be read, has no such file, or one of more than `largest` bytes.
+    """
+    try:
+        with tarfile.open(fileobj=_Chunks(chunks), mode="r|") as archive:
+            for member in archive:
+                if not member.isfile() or (content := archive.extractfile(member)) is None:
+                    continue
+                assert isinstance(content, io.BufferedReader)
+                if (found := _file_of_layer(content, path, largest)) is not None:
+                    return found
+    except _UNREADABLE as error:
+        raise EngineError(f"the exported image cannot be read: {error}") from error
+    raise EngineError(f"the exported image has no {path} of at most {largest:,} bytes")
+
+
+def _file_of_layer(content: io.BufferedReader, path: str, largest: int) -> bytes | None:
+    """Return a file of a layer; None for what has no such file, or is no archive."""
+    try:
+        archive = tarfile.open(fileobj=_unpacked(content), mode="r|")  # noqa: SIM115
+    except tarfile.ReadError:
+        return None
+    with archive:
+        for member in archive:
+            if posixpath.normpath(member.name.lstrip("/")) == path and member.isfile():
+                read = archive.extractfile(member)
+                return read.read() if read is not None and member.size <= largest else None
+    return None
+
+
 def _assembled(
     layers: Mapping[str, Layer], documents: Mapping[str, Any], links: Mapping[str, str]
 ) -> ImageContent:

@@ -11,14 +11,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from modelbake.conversion import conversion_changes
 from modelbake.errors import LockDrift, LockMissing
-from modelbake.locked import Lock, LockedFile, LockedModel
+from modelbake.locked import Conversion, Lock, LockedFile, LockedModel
 from modelbake.lockfile import decode_lock, encode_lock, exclusively, read_lock, write_lock
 
 if TYPE_CHECKING:
     from modelbake.config import Config, ModelSpec
 
 __all__ = [
+    "Conversion",
     "Drift",
     "DriftKind",
     "Lock",
@@ -57,15 +59,19 @@ class Drift:
         return f"{self.model}: {self.kind}: {self.detail}"
 
 
-def config_drift(config: Config, lock: Lock) -> list[Drift]:
-    """Return every difference between models.yaml and the lock, by model name. Asks nobody."""
+def config_drift(config: Config, lock: Lock, converter: str = "") -> list[Drift]:
+    """Return every difference between models.yaml and the lock, by model name. Asks nobody.
+
+    `converter`, here and below: the identity of today's converter. Where it is not given, no conversion is
+    taken for one of today's.
+    """
     drifts: list[Drift] = []
     for name in sorted({*config.models, *lock.models}):
         if name not in config.models:
             drifts.append(Drift(name, "orphan", "is locked, but models.yaml has no such model"))
         elif name not in lock.models:
             drifts.append(Drift(name, "missing", "is in models.yaml, but not locked"))
-        elif changes := intent_changes(config.models[name], lock.models[name]):
+        elif changes := intent_changes(config.models[name], lock.models[name], converter):
             drifts.append(Drift(name, "changed", "; ".join(changes)))
     return drifts
 
@@ -97,17 +103,18 @@ def comparable(spec: ModelSpec, lock: Lock) -> bool:
     return all(getattr(locked, key) == getattr(wanted, key) for key in ("source", "hub", "revision"))
 
 
-def intent_changes(spec: ModelSpec, locked: LockedModel) -> list[str]:
+def intent_changes(spec: ModelSpec, locked: LockedModel, converter: str = "") -> list[str]:
     """Return what models.yaml asks for differently than when the model was locked, one text a key."""
     wanted = LockedModel.of(spec, locked.commit, locked.files)
-    return [
+    changes = [
         f"{key} was {_shown(getattr(locked, key))}, is {_shown(getattr(wanted, key))}"
         for key in ("source", "hub", "revision", "include", "exclude")
         if getattr(locked, key) != getattr(wanted, key)
     ]
+    return changes + conversion_changes(spec, locked, converter)
 
 
-def require_locked(spec: ModelSpec, lock: Lock) -> LockedModel:
+def require_locked(spec: ModelSpec, lock: Lock, converter: str = "") -> LockedModel:
     """Return the facts of a model.
 
     Raises:
@@ -119,7 +126,7 @@ def require_locked(spec: ModelSpec, lock: Lock) -> LockedModel:
         close = difflib.get_close_matches(spec.name, list(lock.models), n=1)
         renamed = f" (it holds `{close[0]}`; was it renamed?)" if close else ""
         raise LockMissing(f"is not in models.lock{renamed}", subject=spec.name, hint=_remedy(spec.name))
-    if changes := intent_changes(spec, locked):
+    if changes := intent_changes(spec, locked, converter):
         raise LockDrift(
             f"models.lock is not of this models.yaml: {'; '.join(changes)}",
             subject=spec.name,

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from modelbake.errors import LockError
 from modelbake.grammar import HUB, NAME, PATTERN, REVISION, SOURCE, Grammar, holds_a_secret
-from modelbake.locked import Lock, LockedFile, LockedModel
+from modelbake.locked import Conversion, Lock, LockedFile, LockedModel
 from modelbake.weightpath import conflicting_paths, path_problem, shown
 
 SCHEMA = 1
@@ -28,6 +28,7 @@ _MAX_SIZE = 2**63 - 1  # of a weight file: what a file system can count
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CONFLICT = re.compile(r"^(?:<{7}|={7}|>{7})(?: |$)", re.MULTILINE)
 _REMEDY_ALL = "restore it with git, or run `build.py lock` to write it anew"
 
@@ -114,7 +115,8 @@ def encode_lock(lock: Lock) -> bytes:
             "commit": model.commit,
             "include": list(model.include),
             "exclude": list(model.exclude),
-            "files": [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in model.files],
+            "files": _encode_files(model.files),
+            **_encode_conversion(model.converted),
             "digest": model.digest,
         }
         for name, model in lock.models.items()
@@ -122,6 +124,23 @@ def encode_lock(lock: Lock) -> bytes:
     text = json.dumps({"schema": SCHEMA, "models": models}, indent=2, sort_keys=True, ensure_ascii=False)
     # A lone surrogate has no UTF-8 form; escaped it reaches the reader, which refuses it by name.
     return f"{text}\n".encode(errors="backslashreplace")
+
+
+def _encode_files(files: Iterable[LockedFile]) -> list[dict[str, Any]]:
+    return [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in files]
+
+
+def _encode_conversion(converted: Conversion | None) -> dict[str, Any]:
+    if converted is None:
+        return {}
+    files = _encode_files(converted.files)
+    return {
+        "converted": {
+            "converter": converted.converter,
+            "replaces": list(converted.replaces),
+            "files": files,
+        }
+    }
 
 
 def decode_lock(content: bytes, *, subject: str = "models.lock", replacing: Container[str] = ()) -> Lock:
@@ -216,7 +235,16 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _model(name: str, entry: Any) -> LockedModel:
-    _keys(entry, {"source", "hub", "revision", "commit", "include", "exclude", "files", "digest"})
+    required = {"source", "hub", "revision", "commit", "include", "exclude", "files", "digest"}
+    _expect(entry, dict, "an object")
+    _keys(entry, required | (entry.keys() & {"converted"}))
+    files = _files(entry["files"])
+    converted = None
+    if "converted" in entry:
+        try:
+            converted = _conversion(entry["converted"], files)
+        except _Problem as problem:
+            raise problem.under("converted") from None
     model = LockedModel(
         name=name,
         source=_of(SOURCE, entry["source"], "source"),
@@ -225,11 +253,32 @@ def _model(name: str, entry: Any) -> LockedModel:
         commit=_hex(_COMMIT, 40, entry["commit"], "commit"),
         include=_patterns(entry["include"], "include"),
         exclude=_patterns(entry["exclude"], "exclude"),
-        files=_files(entry["files"]),
+        files=files,
+        converted=converted,
     )
     if entry["digest"] != model.digest:
         raise _Problem("is not that of the files: an edit or a merge lost, added or changed one", "digest")
     return model
+
+
+def _conversion(entry: Any, files: tuple[LockedFile, ...]) -> Conversion:
+    _keys(entry, {"converter", "replaces", "files"})
+    converter = entry["converter"]
+    if not isinstance(converter, str) or not _DIGEST.fullmatch(converter):
+        raise _Problem(f"expected sha256: and 64 lower-case hex digits, got {_got(converter)}", "converter")
+    replaces = _expect(entry["replaces"], list, "a list of paths", "replaces")
+    paths = {file.path for file in files}
+    for index, path in enumerate(replaces):
+        if not isinstance(path, str) or path not in paths:
+            raise _Problem(f"expected the path of one of the files, got {_got(path)}", f"replaces[{index}]")
+    if not replaces or len(set(replaces)) != len(replaces):
+        raise _Problem("expected at least one path, and none twice", "replaces")
+    _sorted(replaces, "replaces")
+    converted = _files(entry["files"])
+    kept = [path for path in paths if path not in replaces]
+    if clash := conflicting_paths([*kept, *(file.path for file in converted)]):
+        raise _Problem(f"{clash[0]!r} and {clash[1]!r} cannot both exist", "files")
+    return Conversion(converter, tuple(replaces), converted)
 
 
 def _files(value: Any) -> tuple[LockedFile, ...]:

@@ -1,7 +1,8 @@
 """Which weight files are pickles by their names, and whether models.yaml asks for each of them. Pure.
 
 Loading a pickle can run any code of whoever wrote it (https://docs.python.org/3/library/pickle.html), and
-nothing tells a harmless one from another. So a pickle is baked in only where `allow_pickle` names it.
+nothing tells a harmless one from another. So a pickle is baked in only where `allow_pickle` names it; or it
+is converted, and not in the image at all (see `conversion`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from modelbake.conversion import converted_names, is_convertible
 from modelbake.grammar import PICKLE_SUFFIXES
 from modelbake.objections import Objection
 from modelbake.scalars import quoted
@@ -31,7 +33,8 @@ def is_pickle(path: str) -> bool:
 def pickle_objections(spec: ModelSpec, files: Sequence[str]) -> list[Objection]:
     """Return what is wrong: pickles that are not allowed, and allowed names that are no files."""
     found = []
-    unasked = sorted(path for path in files if is_pickle(path) and path not in spec.allow_pickle)
+    asked = {*spec.allow_pickle, *converted_names(spec, files)}
+    unasked = sorted(path for path in files if is_pickle(path) and path not in asked)
     if unasked:
         found.append(Objection("exclude", _refusal(spec, files, unasked)))
     for name in sorted(set(spec.allow_pickle).difference(files)):
@@ -48,10 +51,12 @@ def pickle_objections(spec: ModelSpec, files: Sequence[str]) -> list[Objection]:
 
 def _refusal(spec: ModelSpec, files: Sequence[str], unasked: Sequence[str]) -> str:
     aside = "" if any(path.endswith(_SAFE) for path in files) else "; there are no safetensors beside"
+    convertible = any(map(is_convertible, unasked))
+    convert = " have it converted with `convert: safetensors`," if convertible else ""
     exclude = [*spec.exclude, *(each for each in _patterns(spec, unasked) if each not in spec.exclude)]
     return (
         f"{spec.name} holds {_listed(unasked)}: by name a pickle, and loading one can run any code{aside}."
-        f" Leave it out with `exclude: {_flow(exclude)}`, or bake it in all the same with"
+        f" Leave it out with `exclude: {_flow(exclude)}`,{convert} or bake it in all the same with"
         f" `allow_pickle: {_flow([*spec.allow_pickle, *unasked])}`"
     )
 

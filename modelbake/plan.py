@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from modelbake.config import Config, ModelSpec
+from modelbake.conversion import converted_names, instructions
 from modelbake.lock import LockedFile, LockedModel
 from modelbake.runtime import Runtime, build_of
 
@@ -31,9 +32,10 @@ PLAN_LABEL = LABEL_PREFIX + "plan"  # digest of the context that the image was b
 
 @dataclass(frozen=True)
 class WeightGroup:
-    """Files that are fetched, cached and layered together, sorted by path."""
+    """Files that are fetched, cached and layered together, sorted by path; or `converted`, not fetched."""
 
     files: tuple[LockedFile, ...]
+    converted: bool = False
 
     @property
     def size(self) -> int:
@@ -57,8 +59,25 @@ class WeightGroup:
 
 
 @dataclass(frozen=True)
+class ConversionPlan:
+    """The pickles of one model, ready to be fetched and converted; nothing here says what they become.
+
+    Attributes:
+        base: the image that all of it runs in.
+        groups: the files to fetch.
+        instructions: what convert.py is told.
+        sources: where the files are, as `BuildPlan.sources` says.
+    """
+
+    base: str
+    groups: tuple[WeightGroup, ...]
+    instructions: bytes
+    sources: bytes
+
+
+@dataclass(frozen=True)
 class BuildPlan:
-    """One model version, ready to be rendered."""
+    """One model version, ready to be rendered. `conversion` is None where nothing is converted."""
 
     spec: ModelSpec
     locked: LockedModel
@@ -70,6 +89,7 @@ class BuildPlan:
     labels: Mapping[str, str]
     runtime_env: Mapping[str, str]
     model_env: Mapping[str, str]
+    conversion: ConversionPlan | None = None
 
     @property
     def name(self) -> str:
@@ -97,7 +117,7 @@ class BuildPlan:
                 "commit": self.locked.commit,
                 "lock": self.locked.digest,
                 "verify": self.spec.verify,
-                "files": [_file_facts(file) for file in self.locked.files],
+                "files": [_file_facts(file) for file in self.locked.weights],
             }
         )
 
@@ -107,15 +127,7 @@ class BuildPlan:
         It reaches the builder as a secret mount: BuildKit leaves secrets out of its cache keys, so a moved
         commit or another mirror with the same bytes fetches nothing again.
         """
-        return encode_json(
-            {
-                "schema": 1,
-                "kind": "hf",
-                "endpoint": self.locked.hub,
-                "repo": self.locked.source.removeprefix("hf://"),
-                "revision": self.locked.commit,
-            }
-        )
+        return _encode_sources(self.locked)
 
 
 def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Runtime) -> BuildPlan:
@@ -152,12 +164,34 @@ def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Run
         runtime=runtime,
         base=base,
         requirements=runtime.builds.get(build_of(spec)),
-        groups=group_files(locked.files),
+        groups=weight_groups(locked),
         repository=f"{config.registry}/{spec.name}",
         labels=dict(sorted(labels.items())),
         runtime_env=dict(sorted(runtime_env.items())),
         model_env=dict(sorted(model_env.items())),
+        conversion=plan_conversion(spec, locked, runtime) if spec.convert != "none" else None,
     )
+
+
+def plan_conversion(spec: ModelSpec, locked: LockedModel, runtime: Runtime) -> ConversionPlan:
+    """Resolve how a model's pickles are converted. Whether this was done before does not matter."""
+    names = converted_names(spec, [file.path for file in locked.files])
+    return ConversionPlan(
+        base=spec.base or runtime.base,
+        groups=group_files([file for file in locked.files if file.path in names]),
+        instructions=instructions(names),
+        sources=_encode_sources(locked),
+    )
+
+
+def weight_groups(locked: LockedModel) -> tuple[WeightGroup, ...]:
+    """Cut the files of an image into groups, such that no group has both fetched and converted files."""
+    if locked.converted is None:
+        return group_files(locked.files)
+    fetched = group_files(locked.kept, MAX_GROUPS // 2)
+    converted = group_files(locked.converted.files, MAX_GROUPS // 2)
+    groups = [*fetched, *(replace(group, converted=True) for group in converted)]
+    return tuple(sorted(groups, key=lambda group: _stacking(group.files)))
 
 
 def group_files(files: Sequence[LockedFile], max_groups: int = MAX_GROUPS) -> tuple[WeightGroup, ...]:
@@ -182,15 +216,29 @@ def group_files(files: Sequence[LockedFile], max_groups: int = MAX_GROUPS) -> tu
         groups[:2] = [groups[0] + groups[1]]
     sorted_groups = (tuple(sorted(group, key=lambda file: file.path)) for group in groups)
     # Bundles last: small files change most often, and a host pulls anew what lies above a change.
-    ordered_groups = sorted(
-        sorted_groups, key=lambda group: (len(group) > 1 or group[0].size < OWN_GROUP_BYTES, group[0].path)
-    )
-    return tuple(WeightGroup(group) for group in ordered_groups)
+    return tuple(WeightGroup(group) for group in sorted(sorted_groups, key=_stacking))
+
+
+def _stacking(files: Sequence[LockedFile]) -> tuple[bool, str]:
+    """Return what groups are sorted by, bottom first."""
+    return len(files) > 1 or files[0].size < OWN_GROUP_BYTES, files[0].path
 
 
 def encode_json(document: Any) -> bytes:
     """Encode a document so that the same content has the same bytes."""
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _encode_sources(locked: LockedModel) -> bytes:
+    return encode_json(
+        {
+            "schema": 1,
+            "kind": "hf",
+            "endpoint": locked.hub,
+            "repo": locked.source.removeprefix("hf://"),
+            "revision": locked.commit,
+        }
+    )
 
 
 def _file_facts(file: LockedFile) -> dict[str, Any]:

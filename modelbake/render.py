@@ -18,7 +18,7 @@ import jinja2
 
 from modelbake.context import Context
 from modelbake.errors import RenderError
-from modelbake.plan import PLAN_LABEL, BuildPlan, encode_json
+from modelbake.plan import PLAN_LABEL, BuildPlan, ConversionPlan, WeightGroup, encode_json
 from modelbake.requirements import split_requirements
 
 # What of images/ travels with every context. A list, so that nothing lying beside it ever does.
@@ -53,6 +53,10 @@ PROGRAMS = (
     "start/weight_headers.py",
     "start/weight_sample.py",
 )
+# And with one that converts.
+_CONVERTS = ("builder/convert.py", "builder/requirements.converter.txt", "builder/state_dict.py")
+_ADMITS = "builder/admit.py"
+CONVERTERS = (*_CONVERTS, _ADMITS)
 # And with that of a runtime alone.
 _INSTALLERS = ("builder/install.py", "builder/pip_errors.py", "builder/venvs.py")
 _SLIMMERS = ("builder/slim.py", "builder/slim_rules.py", "builder/stub.py")
@@ -64,6 +68,11 @@ _FETCHERS = (
     *(program for program in PROGRAMS if program.startswith("builder/") and program not in _SLIMMERS),
     "start/weight_sample.py",
 )
+# What these stages have beside what they fetch or convert with.
+_BASICS = (
+    *("builder/events.py", "builder/manifest.py", "builder/samples.py", "builder/tree.py"),
+    "start/weight_sample.py",
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
@@ -73,11 +82,13 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     Raises RenderError when a template is wrong or a named program does not exist.
     """
     files = {"manifest.json": plan.manifest(), **_runtime_files(plan, programs, PROGRAMS)}
-    for group in plan.groups:
-        files[f"weights/{group.digest}/manifest.json"] = group.manifest
+    files |= _manifests(plan.groups)
+    if plan.conversion is not None:
+        files |= _conversion_files(plan.conversion, programs)
+        files |= {_ADMITS: _read(programs / _ADMITS)}
     # The image names in a label what it was built of, so that `smoke` and `push` know one of another plan.
     # Where the bytes come from is no part of it: another mirror makes the same image.
-    unlabelled = _dockerfile(plan, templates, model=True)
+    unlabelled = _dockerfile(templates, "image", plan=plan, conversion=plan.conversion)
     files["Dockerfile"] = unlabelled.encode()
     digest = _digest(files)
     # No value can look like this line: `quoted` escapes every quotation mark.
@@ -93,8 +104,32 @@ def render_runtime(plan: BuildPlan, *, templates: Path, programs: Path) -> Conte
     Raises as `render` does.
     """
     files = _runtime_files(plan, programs, RUNTIME_PROGRAMS)
-    files["Dockerfile"] = _dockerfile(plan, templates, model=False).encode()
+    files["Dockerfile"] = _dockerfile(templates, "runtime", plan=plan, conversion=None).encode()
     return Context(files, _digest(files))
+
+
+def render_conversion(conversion: ConversionPlan, *, templates: Path, programs: Path) -> Context:
+    """Render the stages that convert, and one that has their list of what came out.
+
+    They are the same as those of the image, so that a build finds in the engine's cache what `lock` has made.
+    Raises as `render` does.
+    """
+    wanted = (*_INSTALLERS, *_FETCHERS)
+    files = {program: _read(programs / program) for program in wanted}
+    files |= _conversion_files(conversion, programs)
+    files["Dockerfile"] = _dockerfile(templates, "conversion", plan=None, conversion=conversion).encode()
+    files["sources.json"] = conversion.sources
+    return Context(files, _digest(files))
+
+
+def _conversion_files(conversion: ConversionPlan, programs: Path) -> dict[str, bytes]:
+    files = {program: _read(programs / program) for program in _CONVERTS}
+    files["convert.json"] = conversion.instructions
+    return files | _manifests(conversion.groups)
+
+
+def _manifests(groups: Sequence[WeightGroup]) -> dict[str, bytes]:
+    return {f"weights/{group.digest}/manifest.json": group.manifest for group in groups}
 
 
 def _runtime_files(plan: BuildPlan, programs: Path, wanted: Sequence[str]) -> dict[str, bytes]:
@@ -141,16 +176,22 @@ def _digest(files: Mapping[str, bytes]) -> str:
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
-def _dockerfile(plan: BuildPlan, templates: Path, *, model: bool) -> str:
+def _dockerfile(
+    templates: Path, part: str, *, plan: BuildPlan | None, conversion: ConversionPlan | None
+) -> str:
+    """Render the whole `image`, or of its stages those of the `runtime`, or of the `conversion`, alone."""
     try:
         template = _environment(templates).get_template("Dockerfile.j2")
         return template.render(
+            part=part,
             plan=plan,
-            model=model,
-            installs=_installs(len(_layers(plan))),
+            conversion=conversion,
+            base=plan.base if plan is not None else conversion and conversion.base,
+            installs=_installs(len(_layers(plan))) if plan is not None else [],
             installers=_INSTALLERS,
             slimmers=_SLIMMERS,
             fetchers=_FETCHERS,
+            basics=_BASICS,
         )
     except jinja2.TemplateError as error:
         where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"

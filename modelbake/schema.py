@@ -25,6 +25,7 @@ Device = Literal["cuda", "any", "cpu"]
 LayerOrder = Literal["auto", "weights-first", "base-first"]
 Compression = Literal["none", "zstd"]
 Verify = Literal["full", "quick", "off"]
+Convert = Literal["none", "safetensors"]
 DEFAULT_HUB = "https://huggingface.co"
 
 _IMAGE_ENVIRONMENT = frozenset(
@@ -281,7 +282,8 @@ class Settings(Entry):
 
     explained = MappingProxyType(
         dict.fromkeys(
-            ("version", "source", "allow_pickle"), "each model has its own, so it cannot be a default"
+            ("version", "source", "allow_pickle", "convert"),
+            "each model has its own, so it cannot be a default",
         )
         | _OF_THE_ENVIRONMENT
     )
@@ -384,6 +386,12 @@ class ModelEntry(Settings):
         description="Pickles to bake in although loading one can run any code, each by its whole name; any"
         " other among the model's files is refused.",
         examples=[["pytorch_model.bin"]],
+    )
+    convert: Convert = Field(
+        default="none",
+        description="safetensors: the model's pickles (.bin, .pt, .pth) are converted where the image is"
+        " built, without running anything of them; the image has the converted files in their place. Those"
+        " that `allow_pickle` names stay as they are.",
     )
 
 

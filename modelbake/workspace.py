@@ -78,11 +78,23 @@ class Workspace:
 
         return read_lock(self.lock_path)
 
+    @property
+    def programs(self) -> Path:
+        """The toolkit's folder of what runs inside images."""
+        return _TOOLKIT / "images"
+
+    @property
+    def converter(self) -> str:
+        """What names today's converter in a lock. Raises RenderError."""
+        from modelbake.conversion import identity
+
+        return identity(self.programs)
+
     def locked(self, spec: ModelSpec) -> LockedModel:
         """Return the facts of one model. Raises LockMissing or LockDrift when they are not of this `spec`."""
         from modelbake.lock import require_locked
 
-        return require_locked(spec, self.lock)
+        return require_locked(spec, self.lock, self.converter)
 
     def plan(self, spec: ModelSpec) -> BuildPlan:
         """Resolve one model to a plan. Raises what `locked` does, and UnfitModel."""
@@ -118,10 +130,20 @@ class Workspace:
         """Render a plan to its build context."""
         from modelbake.render import render
 
-        return render(plan, templates=self.templates, programs=_TOOLKIT / "images")
+        return render(plan, templates=self.templates, programs=self.programs)
+
+    def conversion_context(self, spec: ModelSpec, locked: LockedModel) -> tuple[Context, bytes]:
+        """Render the stages that convert a model's pickles; also return where these are fetched from."""
+        from modelbake.plan import plan_conversion
+        from modelbake.render import render_conversion
+
+        _, runtimes = self._read
+        conversion = plan_conversion(spec, locked, runtimes[spec.runtime])
+        rendered = render_conversion(conversion, templates=self.templates, programs=self.programs)
+        return rendered, conversion.sources
 
     def runtime_context(self, plan: BuildPlan) -> Context:
         """Render the stages of a plan's runtime, without the model."""
         from modelbake.render import render_runtime
 
-        return render_runtime(plan, templates=self.templates, programs=_TOOLKIT / "images")
+        return render_runtime(plan, templates=self.templates, programs=self.programs)

@@ -1,7 +1,8 @@
-"""What the fetch program says: one JSON object a line, and the exit codes.
+"""What the programs of the weights stages say: one JSON object a line, and the exit codes.
 
 stdout: {"event": "progress", "file", "bytes", "total"}         about twice a second, then ever more rarely
         {"event": "fetched", "source", "file", "bytes", "attempts", "sha256", "seconds", "method", "host"}
+        {"event": "converted", "file", "source", "bytes", "sha256", "message"}
         {"event": "note", "file"?, "message"}                   something unusual that did no harm
 stderr: {"event": "error", "code", "file"?, "expected"?, "actual"?, "message"}      the last line, on failure
 
@@ -28,7 +29,7 @@ _USERINFO = re.compile(r"(?P<scheme>\bhttps?://)[^\s/@'\"<>]+@", re.IGNORECASE)
 
 
 class Code(IntEnum):
-    """The exit codes of the fetch program."""
+    """The exit codes of the programs: of `fetch`, from 28 on of `convert` and `admit`."""
 
     UNEXPECTED = 1
     TOKEN_REFUSED = 20
@@ -39,6 +40,8 @@ class Code(IntEnum):
     TOKEN_MISSING = 25
     DISK_FULL = 26
     BAD_REQUEST = 27
+    NOT_CONVERTIBLE = 28
+    OTHER_CONVERSION = 29
     INTERRUPTED = 130
 
 
@@ -101,6 +104,10 @@ class Events:
     def fetched(self, **facts: object) -> None:
         """Leave the audit line of a file."""
         self._write(self._out, {"event": "fetched", **facts})
+
+    def converted(self, **facts: object) -> None:
+        """Say what a file has become."""
+        self._write(self._out, {"event": "converted", **facts})
 
     def note(self, message: str, *, file: str | None = None) -> None:
         """Say something unusual that did no harm."""

@@ -25,6 +25,7 @@ from modelbake.errors import (
     EngineTooOld,
     ImageNotFound,
     ModelbakeError,
+    NotConvertible,
     RegistryAuthError,
     RegistryUnavailable,
     SecretMissing,
@@ -73,6 +74,16 @@ _PROGRAM_ERRORS: dict[int, tuple[type[ModelbakeError], str]] = {
     25: (SecretMissing, "set HF_TOKEN, or log in with `hf auth login`"),
     26: (DiskFull, _FREE_SPACE),
     27: (BuildFailed, ""),
+    28: (
+        NotConvertible,
+        "leave the file out with `exclude` if the model does not need it (an optimizer's state, training"
+        " arguments), or have its weights saved again as safetensors by who can load it",
+    ),
+    29: (
+        WrongBytes,
+        "the pickles are the locked ones, and convert to other bytes than models.lock says: restore it with"
+        " git; or remove the model from it, and `build.py lock` has the pickles converted anew",
+    ),
     30: (BuildFailed, "the index serves another file than is pinned: ask who runs it, or compile new pins"),
     31: (BuildFailed, _CHECK_INDEX),
     32: (BuildFailed, _CHECK_INDEX),
@@ -84,7 +95,7 @@ _PROGRAM_ERRORS: dict[int, tuple[type[ModelbakeError], str]] = {
 }
 _ABSENT_SECRET = re.compile(r"secret (\S+): not found")
 _STEP_ENDED = re.compile(r"did not complete successfully: (exit code: \d+|[^\n]+)")
-_PROGRAM = re.compile(r"\b(?:fetch|install)\.py\b")
+_PROGRAM = re.compile(r"\b(?:admit|convert|fetch|install)\.py\b")
 _EXIT_CODE = re.compile(r"exit code: (\d+)")
 _NO_SPACE = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 _BASE_IMAGE = re.compile(r"failed to resolve source metadata for (\S+?): ")

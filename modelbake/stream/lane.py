@@ -20,6 +20,7 @@ from modelbake.errors import (
     EngineNotFound,
     LayoutError,
     RuntimeMissing,
+    UsageError,
 )
 from modelbake.manifest import Manifest
 from modelbake.parallel import parallel, pausing
@@ -69,6 +70,8 @@ class Lane:
         output: where progress goes.
         jobs: how many layers flow at once.
         trial: how the image is tried before its version tag; the workspace's own way where nothing is said.
+
+    Raises UsageError for a model whose files have to be converted.
     """
 
     def __init__(
@@ -81,6 +84,14 @@ class Lane:
         jobs: int,
         trial: Trial | None = None,
     ) -> None:
+        if plan.conversion is not None:
+            raise UsageError(
+                "models.yaml says `convert: safetensors`: that is done in builder stages, and here weights"
+                " flow from the hub to the registry as they are",
+                subject=plan.name,
+                hint="use `build`, `smoke` and `push`; or convert once, upload the safetensors to the hub,"
+                " and remove `convert`",
+            )
         self._workspace = workspace
         self._plan = plan
         self._secrets = secrets

@@ -51,6 +51,9 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         plan = plans[spec.name]
         free = engine.disk_free()
         needed = _DISK_PER_WEIGHT_BYTE * plan.locked.size
+        if converted := plan.locked.converted:
+            # The pickles, and what they have become, before it is compared and taken in.
+            needed += sum(file.size for file in (*plan.locked.replaced, *converted.files))
         image = engine.image(plan.local_tag)
         there = image is not None and image.labels.get(LOCK_LABEL) == plan.locked.digest
         if free is not None and free < needed and not there:

@@ -65,7 +65,8 @@ def _check_locked(config: Config, workspace: Workspace, output: Output) -> None:
     locked = {
         name: Evidence([file.path for file in workspace.lock.models[name].files])
         for name, spec in config.models.items()
-        if name in workspace.lock.models and not intent_changes(spec, workspace.lock.models[name])
+        if name in workspace.lock.models
+        and not intent_changes(spec, workspace.lock.models[name], workspace.converter)
     }
     workspace.require_fit(locked)
     for name in locked:

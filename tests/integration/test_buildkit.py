@@ -38,6 +38,7 @@ from modelbake.errors import (
     SecretMissing,
     WrongBytes,
 )
+from modelbake.imagetar import read_file
 from tests.integration.conftest import TestRegistry, tar
 from tests.servers.engine_proxy import EngineProxy
 from tests.servers.environment import run_script, shell_exports
@@ -616,3 +617,8 @@ def test_with_the_containerd_store(containerd_host: str, rootfs: bytes, buildx: 
         found = engine.image(kept)
         assert found is not None
         assert found.id == kept
+        name = f"modelbake-test/list:{uuid.uuid4().hex[:8]}"
+        bench("FROM scratch", "COPY list.json /list.json", files={"list.json": "[1]"}, tags=[name])
+        assert read_file(engine.export(name), "list.json", 3) == b"[1]"
+        engine.remove(name)
+        assert engine.image(name) is None

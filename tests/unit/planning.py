@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modelbake.config import Config, ModelSpec
-from modelbake.lock import LockedFile, LockedModel
+from modelbake.lock import Conversion, LockedFile, LockedModel
 from modelbake.plan import OWN_GROUP_BYTES, BuildPlan, make_plan
 from modelbake.runtime import Runtime
 
@@ -44,3 +45,19 @@ def planned(*, directory: Path = Path("images/embeddings"), **keys: Any) -> Buil
     )
     config = Config(path=Path("models.yaml"), registry="registry.example.com/ml", models={spec.name: spec})
     return make_plan(config, spec, LockedModel.of(spec, "0123456789" * 4, locked_files()), runtime)
+
+
+def converting(plan: BuildPlan, **keys: Any) -> BuildPlan:
+    """Return a plan of the same model from a pickle, which is converted."""
+    spec = plan.spec.model_copy(update={"convert": "safetensors", **keys})
+    files = [
+        LockedFile("config.json", 612, "ab" * 32),
+        LockedFile("pytorch_model.bin", OWN_GROUP_BYTES + 1, "cd" * 32),
+    ]
+    converted = (LockedFile("model.safetensors", OWN_GROUP_BYTES, "ef" * 32),)
+    locked = replace(
+        LockedModel.of(spec, plan.locked.commit, files),
+        converted=Conversion("sha256:" + "12" * 32, ("pytorch_model.bin",), converted),
+    )
+    config = Config(path=Path("models.yaml"), registry="registry.example.com/ml", models={spec.name: spec})
+    return make_plan(config, spec, locked, plan.runtime)

@@ -26,6 +26,7 @@ from modelbake.errors import (
     BuildFailed,
     DiskFull,
     ModelbakeError,
+    NotConvertible,
     RegistryAuthError,
     RegistryUnavailable,
     SecretMissing,
@@ -320,9 +321,11 @@ HEAD = "127.0.0.1:5000/b:1: failed to resolve source metadata for 127.0.0.1:5000
         (25, SecretMissing),
         (26, DiskFull),
         (27, BuildFailed),
+        (28, NotConvertible),
+        (29, WrongBytes),
     ],
 )
-def test_what_the_fetch_program_says(code: int, expected: type[ModelbakeError]) -> None:
+def test_what_the_programs_of_the_weights_stages_say(code: int, expected: type[ModelbakeError]) -> None:
     said = json.dumps(
         {"event": "error", "code": code, "file": "a/model.safetensors", "message": "not as locked"}
     )

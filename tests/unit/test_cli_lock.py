@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from modelbake import errors
-from modelbake.lock import Lock, LockedModel, decode_lock, encode_lock
+from modelbake.conversion import identity
+from modelbake.lock import Conversion, Lock, LockedFile, LockedModel, decode_lock, encode_lock
 from tests.servers.environment import ROOT
 from tests.servers.hub import Fault, Hub, Repo
 
@@ -48,8 +49,8 @@ class Folder:
         }
         (self.path / "models.yaml").write_text(json.dumps(document))
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.path), "HF_TOKEN": TOKEN}
+    def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.path), "HF_TOKEN": TOKEN, **more}
         command = [sys.executable, str(ROOT / "build.py"), *arguments]
         done = subprocess.run(
             command, cwd=self.path, env=environment, capture_output=True, text=True, check=False
@@ -186,6 +187,7 @@ def test_what_a_model_is_by_its_configuration_is_judged(folder: Folder) -> None:
     assert folder.run("lock", "one").returncode == 0, "control"
 
 
+@pytest.mark.promise("pickles")
 def test_pickles_are_locked_only_by_name(folder: Folder) -> None:
     folder.repo("one").commit({"pytorch_model.bin": b"anything", "old/rng.pth": b"anything"})
     done = folder.run("lock", "one")
@@ -202,6 +204,76 @@ def test_pickles_are_locked_only_by_name(folder: Folder) -> None:
         done = folder.run(*arguments)
         assert done.returncode == errors.UnfitModel.exit_code, arguments
         assert "one holds pytorch_model.bin: by name a pickle" in done.stderr
+
+
+BIN = {"convert": "safetensors", "exclude": ["*.safetensors"]}
+
+
+def test_a_conversion_needs_an_engine_once(folder: Folder) -> None:
+    commit = folder.repo("one").commit({"pytorch_model.bin": b"anything"}).id
+    before = (folder.path / "models.lock").read_bytes()
+    folder.write(one=BIN, two={})
+    environment = {"DOCKER_HOST": f"unix://{folder.path}/none.sock"}
+    done = folder.run("lock", **environment)
+    assert done.returncode == errors.EngineNotFound.exit_code
+    assert "`convert: safetensors` of one needs one: it is done in builder stages" in done.stderr
+    assert "none.sock" in done.stderr
+    assert (folder.path / "models.lock").read_bytes() == before, "nothing is written, of no model"
+
+    assert folder.run("lock", "two", **environment).returncode == 0, "control: others need none"
+    folder.write(one={"allow_pickle": ["pytorch_model.bin"]}, two={})
+    assert folder.run("lock", "one").returncode == 0
+    made = LockedFile("model.safetensors", 10, "ab" * 32)
+    done_already = Conversion(identity(ROOT / "images"), ("pytorch_model.bin",), (made,))
+    folder.edit("one", lambda locked: replace(without_shards(locked), converted=done_already))
+    folder.write(one=BIN, two={})
+    for arguments in (["check"], ["lock", "--check", "--offline"], ["lock", "--check"], ["lock", "one"]):
+        done = folder.run(*arguments, **environment)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    assert "one: the same pickles and the same converter" in done.stderr
+    assert done.stdout.startswith(f"one {commit} 3 files 23 bytes sha256:")
+    rendered = folder.run("render", "one", "--output", "context")
+    assert rendered.returncode == 0
+    manifest = json.loads((folder.path / "context/manifest.json").read_text())
+    assert [file["path"] for file in manifest["files"]] == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.model",
+    ]
+
+    folder.edit("one", lambda locked: replace(locked, converted=replace(done_already, converter=OTHER)))
+    for arguments in (["lock", "--check", "--offline"], ["lock", "--check"]):
+        done = folder.run(*arguments, **environment)
+        assert done.returncode == errors.LockDrift.exit_code
+        assert done.stdout.startswith(f"one: changed: the converter was {OTHER}, is sha256:")
+    assert folder.run("build", "one", **environment).returncode == errors.LockDrift.exit_code
+    assert folder.run("lock", "one", **environment).returncode == errors.EngineNotFound.exit_code
+
+
+OTHER = "sha256:" + "12" * 32
+
+
+def without_shards(locked: LockedModel) -> LockedModel:
+    kept = tuple(file for file in locked.files if not file.path.endswith(".safetensors"))
+    return replace(locked, files=kept, exclude=("*.safetensors",))
+
+
+def test_a_pickle_that_is_there_converted_already_is_not_converted(folder: Folder) -> None:
+    folder.repo("one").commit({"a.bin": b"anything"})
+    folder.write(one={"convert": "safetensors"}, two={"convert": "safetensors"})
+    done = folder.run("lock")
+    assert done.returncode == errors.UnfitModel.exit_code
+    assert (
+        "models.one.convert: a.bin of one would become a.safetensors, which is there already" in done.stderr
+    )
+    assert "models.two.convert: two has no file to convert" in done.stderr
+
+
+def test_options_that_would_do_nothing_are_refused(folder: Folder) -> None:
+    for arguments in (["--check", "--pip-config", "x"], ["--check", "--offline", "--ca-bundle", "x"]):
+        done = folder.run("lock", *arguments)
+        assert done.returncode == errors.UsageError.exit_code
+        assert f"{arguments[-2]} does not go with" in done.stderr
 
 
 def test_a_lock_is_judged_again_where_the_runtime_changed(folder: Folder) -> None:

@@ -378,6 +378,8 @@ WRONG_VALUES = [
         "[model.safetensors]",
         f'allow_pickle[0]: expected {grammar.PICKLE.expected}, got "model.safetensors"',
     ),
+    ("convert", "gguf", 'convert: expected one of none, safetensors; got "gguf"'),
+    ("convert", "true", "convert: expected one of none, safetensors; got the boolean true"),
     ("verify", "fast", 'verify: expected one of full, quick, off; got "fast"'),
     (
         "verify",
@@ -477,7 +479,7 @@ WRONG_VALUES = [
         "x",
         "zzz: unknown key; known here: revision, include, exclude, runtime, device, base, hub,"
         " layer_order, compression, verify, max_size, env, labels, smoke, version, source,"
-        " allow_pickle",
+        " allow_pickle, convert",
     ),
 ]
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from modelbake.config import Config, ModelSpec
 from modelbake.errors import LockDrift, LockError, LockMissing
 from modelbake.lock import (
+    Conversion,
     Lock,
     LockedFile,
     LockedModel,
@@ -142,6 +143,12 @@ class TestFile:
             read_lock(path)
 
 
+def converted() -> LockedModel:
+    files = LockedFile("config.json", 2, SHA), LockedFile("pytorch_model.bin", 10, "cd" * 32)
+    made = Conversion(f"sha256:{SHA}", ("pytorch_model.bin",), (LockedFile("model.safetensors", 10, SHA),))
+    return replace(make_locked(None, *files), converted=made)
+
+
 class TestReader:
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -171,6 +178,60 @@ class TestReader:
         assert message in raised.value.message
         assert raised.value.subject == "x/models.lock"
         assert "`build.py lock`" in raised.value.hint
+
+    def test_a_conversion_is_written_and_read(self) -> None:
+        lock = Lock({"minilm": converted()})
+        content = encode_lock(lock)
+        assert decode_lock(content) == lock
+        assert json.loads(content)["models"]["minilm"]["converted"] == {
+            "converter": f"sha256:{SHA}",
+            "replaces": ["pytorch_model.bin"],
+            "files": [{"path": "model.safetensors", "size": 10, "sha256": SHA}],
+        }
+        assert b"converted" not in encode_lock(make_lock()), "other models' entries stay as they were"
+
+    @pytest.mark.promise("lock")
+    @pytest.mark.parametrize(
+        ("keys", "value", "message"),
+        [
+            ([], None, "models.minilm.converted: expected an object, got null"),
+            (["more"], 1, "models.minilm.converted: has unknown more"),
+            (["converter"], "new", "models.minilm.converted.converter: expected sha256:"),
+            (["converter"], 1, "models.minilm.converted.converter: expected sha256:"),
+            (["converter"], "sha256:" + "00" * 32, "models.minilm.digest: is not that of the files"),
+            (["replaces"], "pytorch_model.bin", "models.minilm.converted.replaces: expected a list"),
+            (["replaces"], [], "expected at least one path"),
+            (["replaces"], ["other.bin"], "replaces[0]: expected the path of one of the files"),
+            (["replaces"], [1], "replaces[0]: expected the path"),
+            (["replaces"], ["pytorch_model.bin"] * 2, "none twice"),
+            (["replaces"], ["pytorch_model.bin", "config.json"], "is not sorted"),
+            (["replaces"], ["config.json", "pytorch_model.bin"], "models.minilm.digest"),
+            (["files"], [], "models.minilm.converted.files: is empty"),
+            (["files", 0, "path"], "../x", "models.minilm.converted.files[0].path: '../x' has a part"),
+            (["files", 0, "path"], "CONFIG.json", "converted.files: 'config.json' and 'CONFIG.json' cannot"),
+            (["files", 0, "path"], "x.safetensors", "models.minilm.digest"),
+            (["files", 0, "size"], -1, "models.minilm.converted.files[0].size"),
+            (["files", 0, "size"], 11, "models.minilm.digest"),
+            (["files", 0, "sha256"], "ef" * 32, "models.minilm.digest"),
+        ],
+    )
+    def test_a_wrong_conversion_is_named(self, keys: list[Any], value: Any, message: str) -> None:
+        raw = json.loads(encode_lock(Lock({"minilm": converted()})))
+        place: Any = raw["models"]["minilm"]
+        path = ["converted", *keys]
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        with pytest.raises(LockError) as raised:
+            decode_lock(json.dumps(raw).encode())
+        assert message in raised.value.message
+
+    @pytest.mark.promise("lock")
+    def test_a_conversion_cannot_be_taken_out(self) -> None:
+        raw = json.loads(encode_lock(Lock({"minilm": converted()})))
+        del raw["models"]["minilm"]["converted"]
+        with pytest.raises(LockError, match=r"models\.minilm\.digest"):
+            decode_lock(json.dumps(raw).encode())
 
     @pytest.mark.parametrize(
         ("keys", "value", "message"),

@@ -13,6 +13,7 @@ def spec(**keys: Any) -> ModelSpec:
     return ModelSpec(**{"name": "m", "version": "1.0.0", "source": "hf://a/b", "runtime": "r", **keys})
 
 
+@pytest.mark.promise("pickles")
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "a/b.pt", "b.PTH", "v1.ckpt", "x.pkl", "x.pickle", "x.joblib"]
 )
@@ -36,8 +37,9 @@ def test_the_remedy_can_be_copied() -> None:
     assert found == Objection(
         "exclude",
         "m holds old/pytorch_model.bin, pytorch_model.bin, rng.pth: by name a pickle, and loading one can"
-        ' run any code. Leave it out with `exclude: ["onnx/*", "*.bin", "*.pth"]`, or bake it in all the same'
-        ' with `allow_pickle: ["old/pytorch_model.bin", "pytorch_model.bin", "rng.pth"]`',
+        ' run any code. Leave it out with `exclude: ["onnx/*", "*.bin", "*.pth"]`, have it converted with'
+        " `convert: safetensors`, or bake it in all the same with"
+        ' `allow_pickle: ["old/pytorch_model.bin", "pytorch_model.bin", "rng.pth"]`',
     )
     (found,) = pickle_objections(spec(), files[1:])
     assert "there are no safetensors beside" in found.message

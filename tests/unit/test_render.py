@@ -12,9 +12,9 @@ import pytest
 from modelbake.context import Context
 from modelbake.errors import RenderError
 from modelbake.plan import BuildPlan
-from modelbake.render import PROGRAMS, exec_form, quoted, render
+from modelbake.render import CONVERTERS, PROGRAMS, exec_form, quoted, render, render_conversion
 from modelbake.runtime import SlimEntry
-from tests.unit.planning import planned
+from tests.unit.planning import converting, planned
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -28,13 +28,16 @@ def test_every_program_is_listed_and_no_other() -> None:
         check=True,
     )
     programs = {name.removeprefix("images/") for name in tracked.stdout.split()}
-    assert set(PROGRAMS) == programs - {"builder/requirements.in"}
+    assert {*PROGRAMS, *CONVERTERS} == programs - {
+        "builder/requirements.in",
+        "builder/requirements.converter.in",
+    }
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """A small images/ folder, with things beside the programs that must never travel."""
-    for name in (*PROGRAMS, "embeddings/server.py"):
+    for name in (*PROGRAMS, *CONVERTERS, "embeddings/server.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"# {name}\n")
     for name in (
@@ -254,3 +257,66 @@ def test_the_label_names_what_was_built_and_not_from_where(images: Path) -> None
     assert _render(mirrored, images).digest == context.digest
     (images / "embeddings/server.py").write_text("# another server\n")
     assert _render(plan, images).digest != context.digest
+
+
+def _conversion(images: Path) -> tuple[BuildPlan, Context]:
+    plan = converting(planned(directory=images / "embeddings"))
+    assert plan.conversion is not None
+    return plan, render_conversion(plan.conversion, templates=ROOT / "templates", programs=images)
+
+
+def test_a_conversion_has_stages_of_its_own_and_the_image_none_of_the_pickles(images: Path) -> None:
+    plan, _ = _conversion(images)
+    context = _render(plan, images)
+    steps = _instructions(context.files["Dockerfile"])
+    assert [step for step in steps if step.startswith("FROM")] == [
+        f"FROM {plan.base} AS base",
+        "FROM base AS fetch",
+        "FROM base AS converter",
+        "FROM fetch AS pickles-0",
+        "FROM converter AS converted",
+        "FROM base AS weights-0",
+        "FROM fetch AS weights-1",
+        "FROM base AS dependencies-0",
+        "FROM base AS runtime",
+        "FROM runtime AS image",
+    ]
+    image = steps[steps.index("FROM runtime AS image") :]
+    assert [step for step in image if "--from" in step] == [
+        f"COPY --link --from=weights-{number} /fetched/ /" for number in (0, 1)
+    ]
+    runs = [step for step in steps if '"/builder/convert.py"' in step or '"/builder/admit.py"' in step]
+    assert len(runs) == 2
+    for step in runs:
+        assert step.startswith("RUN --network=none --mount=type=bind,from=")
+        assert "secret" not in step
+    assert json.loads(context.files["convert.json"])["weights"] == {"pytorch_model.bin": "model.safetensors"}
+    manifest = json.loads(context.files["manifest.json"])["files"]
+    assert [file["path"] for file in manifest] == ["config.json", "model.safetensors"]
+
+
+def test_lock_and_build_convert_in_the_same_stages(images: Path) -> None:
+    """So a build finds in the engine's cache what `lock` has made."""
+    plan, context = _conversion(images)
+    asked = _instructions(context.files["Dockerfile"])
+    built = _instructions(_render(plan, images).files["Dockerfile"])
+    end = asked.index("FROM scratch AS conversion")
+    assert asked[:end] == built[:end]
+    assert asked[end + 1 :] == ["COPY --link --from=converted /converted/converted.json /converted.json"]
+    rendered = _render(plan, images).files
+    for path in context.files.keys() - {"Dockerfile"}:
+        assert rendered[path] == context.files[path], path
+
+
+def test_the_context_of_a_conversion_is_what_its_dockerfile_copies(images: Path) -> None:
+    _, context = _conversion(images)
+    text = context.files["Dockerfile"].decode()
+    assert [path for path in context.files if path not in text] == ["Dockerfile", "sources.json"]
+    of_images = [path for path in context.files if path.startswith(("start/", "app/"))]
+    assert of_images == ["start/weight_sample.py"], "what serves must not make a conversion run again"
+
+
+def test_a_model_that_is_not_converted_has_nothing_of_a_converter(images: Path) -> None:
+    context = _render(planned(directory=images / "embeddings"), images)
+    assert not set(CONVERTERS) & context.files.keys()
+    assert b"convert" not in context.files["Dockerfile"]

@@ -18,7 +18,7 @@ import zstandard
 
 from modelbake.budget import require_budget, require_size
 from modelbake.errors import EngineError, ImageTooLarge
-from modelbake.imagetar import ImageContent, Layer, read_image
+from modelbake.imagetar import ImageContent, Layer, read_file, read_image
 from modelbake.naive import NAIVE_FILE, naive_size
 from modelbake.size import REST, WEIGHTS, cuda_libraries, sizes_of
 from modelbake.sizetable import document, in_words
@@ -175,6 +175,19 @@ def test_an_older_export_with_linked_layers_is_read() -> None:
 def test_what_is_no_export_is_an_error(content: bytes) -> None:
     with pytest.raises(EngineError, match="exported image"):
         read_image(iter([content]))
+
+
+@pytest.mark.parametrize("compress", COMPRESSED)
+def test_a_file_is_read_out_of_an_export(compress: Callable[[bytes], bytes]) -> None:
+    def export() -> Iterator[bytes]:
+        return exported([compress(tar(files)) for files in (BOTTOM, {"./list.json": b"[1]"})])
+
+    assert read_file(export(), "list.json", 3) == b"[1]"
+    for path, largest in (("list.json", 2), ("lists.json", 3), ("manifest.json", 10_000)):
+        with pytest.raises(EngineError, match=f"has no {path} of at most"):
+            read_file(export(), path, largest)
+    with pytest.raises(EngineError, match="exported image"):
+        read_file(iter([b"".join(export())[:600]]), "list.json", 3)
 
 
 def test_an_export_that_is_cut_off_is_an_error() -> None:
