@@ -15,13 +15,18 @@ _FORM = re.compile(r"(?P<place>[0-9a-f-]+/\d+)/(?P<pid>\d+)/(?P<started>\d+)")
 
 
 def this_process() -> str:
-    """Return `BOOT/NAMESPACE/PID/START` of this process; "" on systems that do not say so.
+    """Return who this process is; "" on systems that do not say so."""
+    return owner_of(os.getpid())
+
+
+def owner_of(pid: int) -> str:
+    """Return `BOOT/NAMESPACE/PID/START` of a process; "" where that cannot be known.
 
     A pid alone is taken again by another process, in another container it is another one, and on another
     machine or after a restart as well.
     """
     try:
-        return f"{_place()}/{os.getpid()}/{_started(os.getpid())}"
+        return f"{_place()}/{pid}/{_started(pid)}"
     except (OSError, IndexError):
         return ""
 
