@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 5  # in a row, without a byte more at the registry
 _LONGEST_WAIT = 60.0  # seconds; a larger Retry-After is not waited out
+_PROBE_BYTES = 1 << 20
 _COMMIT_RATE = 20e6  # bytes a second at which a slow registry reads a blob again to check its digest
 _ABSENT = "does the repository exist? Some registries want it created first"
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
@@ -256,6 +257,17 @@ def _telling_size(size: int) -> Iterator[None]:
     except DiskFull as error:
         error.message = f"{error.message}; this blob needs {size:,} bytes there"
         raise
+
+
+def require_space(registry: Registry, path: str) -> None:
+    """Raise DiskFull where the registry says that it is full, asked by an upload that is given up."""
+    with suppress(RegistryError, _Lost):
+        upload = open_upload(registry, path)
+        assert upload is not None
+        try:
+            upload.send(iter((bytes(_PROBE_BYTES),)), _PROBE_BYTES)
+        finally:
+            upload.cancel()
 
 
 def _left(size: int | None, received: int) -> int | None:

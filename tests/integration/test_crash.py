@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +32,9 @@ from tests.servers.hub import Hub
 
 pytestmark = pytest.mark.engine
 
+# Events at which each verb is ended; `make test` tries the first one.
 STAGES = {
-    "lock": ["transfer", "resolved"],
+    "lock": ["resolved", "transfer"],
     "build": ["transfer", "step_done", "builder_note", "built"],
     "smoke": ["smoke_ready", "smoke_started", "smoke_check", "smoke_measuring", "smoke_passed"],
     "push": ["push_started", "report_kept", "pushed"],
@@ -43,11 +44,11 @@ STAGES = {
         *("report_kept", "published"),
     ],
 }
-"""Events at which each verb is ended; the first ones in `make test`, too."""
-BEFORE = {"lock": (), "build": ("lock",), "smoke": ("lock", "build"), "push": ("lock", "build", "smoke"),
-          "publish": ("lock",)}  # fmt: skip
-LASTS = {"lock": 1.3, "build": 4.5, "smoke": 1.5, "push": 2.3, "publish": 5.0}
-"""Seconds that a run takes, about: random moments lie within."""
+LAST = {verb: stages[-1] for verb, stages in STAGES.items()}
+LASTS = {"lock": 1.3, "build": 4.5, "smoke": 1.5, "push": 2.3, "publish": 5.0}  # seconds, about
+# Each lane takes one model all the way; what `make test` leaves out, other modules try a little of:
+# Ctrl-C during smoke and a killed publish.
+DOCKER_LANE, STREAM_LANE = ("lock", "build", "smoke", "push"), ("lock", "publish")
 
 
 @dataclass
@@ -59,20 +60,19 @@ class Crashed:
     moments: random.Random
     versions: int = 0
 
-    def anew(self, verb: str) -> None:
-        """Take weights that nobody has seen, as another version, and run what comes before a verb."""
+    def anew(self) -> None:
+        """Take weights that nobody has seen, as another version."""
         self.versions += 1
         repo = f"acme/{self.name}{self.versions}"
         self.world.repo(repo, {"config.json": b"{}", "model.safetensors": os.urandom(8 << 20)})
         self.world.models(**{self.name: {"source": f"hf://{repo}", "version": f"1.0.{self.versions}"}})
-        for earlier in BEFORE[verb]:
-            self.world.run(earlier)
 
-    def stages(self, verb: str, quick: int, moments: tuple[int, int]) -> Iterator[Stage]:
-        """Yield the first `quick` stages (all of them in `make faults`), and as many random moments."""
-        yield from map(Stage, STAGES[verb][: cases(quick, 100)])
-        for _ in range(cases(*moments)):
-            yield Stage(seconds=self.moments.uniform(0.0, LASTS[verb]))
+    def rounds(self, verbs: Sequence[str], moments: int) -> Iterator[dict[str, Stage]]:
+        """Yield when each verb is ended: at every one of its stages, then at random moments."""
+        for number in range(cases(1, max(len(STAGES[verb]) for verb in verbs))):
+            yield {verb: Stage(STAGES[verb][number % len(STAGES[verb])]) for verb in verbs}
+        for _ in range(cases(0, moments)):
+            yield {verb: Stage(seconds=self.moments.uniform(0.0, LASTS[verb])) for verb in verbs}
 
     def end(self, verb: str, stage: Stage, number: signal.Signals) -> Ended:
         return end_at(self.world, stage, number, verb, self.name)
@@ -99,40 +99,27 @@ def crashed(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.mark.promise("crash")
-@pytest.mark.parametrize(
-    ("verb", "quick", "moments"),
-    [
-        ("lock", 1, (0, 10)),
-        ("build", 1, (0, 10)),
-        ("smoke", 1, (0, 10)),
-        ("push", 1, (0, 6)),
-        ("publish", 2, (0, 14)),
-    ],
-)
-def test_killed_and_run_again(
-    crashed: Crashed, tally: Tally, verb: str, quick: int, moments: tuple[int, int]
-) -> None:
+@pytest.mark.parametrize("verbs", [DOCKER_LANE, *([STREAM_LANE] * cases(0, 1))])
+def test_killed_and_run_again(crashed: Crashed, tally: Tally, verbs: Sequence[str]) -> None:
     """The next run succeeds, a third one says the same, and nothing of the killed one is left."""
     killed = 0
-    for stage in crashed.stages(verb, quick, moments):
-        if verb != "smoke" or not killed:
-            crashed.anew(verb)
-        ended = crashed.end(verb, stage, signal.SIGKILL)
-        tally.count()
-        killed += ended.code == -signal.SIGKILL
-        assert ended.code in (0, -signal.SIGKILL), ended.said
-        if ended.code == -signal.SIGKILL and verb in ("push", "publish"):
-            assert_no_other_image(crashed)
-        again = crashed.again(verb)
-        assert crashed.left() == [], f"of a run that was killed at {stage}"
-        assert crashed.again(verb) == again
-        if verb == "build":
-            crashed.again("smoke")  # it is whole
-    assert killed, "control: some were killed"
+    for stages in crashed.rounds(verbs, moments=8):
+        crashed.anew()
+        for verb, stage in stages.items():
+            ended = crashed.end(verb, stage, signal.SIGKILL)
+            assert ended.code in (0, -signal.SIGKILL), ended.said
+            killed += ended.code == -signal.SIGKILL
+            tally.count(ended.code == -signal.SIGKILL)
+            assert_no_half_release(crashed)
+            again = crashed.again(verb)
+            assert crashed.left() == [], f"of {verb} that was killed at {stage}"
+            if verb == verbs[-1]:
+                assert crashed.again(verb) == again
+    assert killed >= len(verbs), "control: most were killed"
 
 
-def assert_no_other_image(crashed: Crashed) -> None:
-    """The version's tag is not there, or it is a whole image: what comes after it cannot be taken back."""
+def assert_no_half_release(crashed: Crashed) -> None:
+    """Raise AssertionError where a version's tag is there, and not all of its image."""
     services, path = crashed.world.services, f"{crashed.world.namespace}/{crashed.name}"
     if f"1.0.{crashed.versions}" in services.tags(path):
         manifest = services.manifest(path, f"1.0.{crashed.versions}")
@@ -141,32 +128,22 @@ def assert_no_other_image(crashed: Crashed) -> None:
 
 
 @pytest.mark.promise("interrupt")
-@pytest.mark.parametrize(
-    ("verb", "quick", "moments"),
-    [
-        ("lock", 1, (1, 15)),
-        ("build", 1, (1, 15)),
-        ("smoke", 1, (0, 15)),
-        ("push", 1, (0, 10)),
-        ("publish", 1, (1, 20)),
-    ],
-)
-def test_interrupted(crashed: Crashed, tally: Tally, verb: str, quick: int, moments: tuple[int, int]) -> None:
-    """Ctrl-C ends it with 130 within seconds, and nothing is left; a run that was done already is done."""
+@pytest.mark.parametrize("verbs", [STREAM_LANE, *([DOCKER_LANE] * cases(0, 1))])
+def test_interrupted(crashed: Crashed, tally: Tally, verbs: Sequence[str]) -> None:
+    """Ctrl-C ends it with 130 within seconds, and nothing is left; what is done already is done."""
     interrupted = 0
-    for stage in crashed.stages(verb, quick, moments):
-        crashed.anew(verb)
-        ended = crashed.end(verb, stage, signal.SIGINT)
-        tally.count()
-        done = stage.event == STAGES[verb][-1] or not ended.reached
-        assert ended.code == 130 or (done and ended.code == 0), f"{stage}: {ended.code}\n{ended.said}"
-        interrupted += ended.code == 130
-        assert ended.took < 15
-        assert crashed.left() == [], f"of a run that was interrupted at {stage}"
-        if ended.code == 130:
-            assert ended.out == ""
-    crashed.again(verb)
-    assert interrupted, "control: some were interrupted"
+    for stages in crashed.rounds(verbs, moments=8):
+        crashed.anew()
+        for verb, stage in stages.items():
+            ended = crashed.end(verb, stage, signal.SIGINT)
+            done = stage.event == LAST[verb] or not ended.reached
+            assert ended.code == 130 or (ended.code == 0 and (done or ended.out)), f"{stage}: {ended}"
+            interrupted += ended.code == 130
+            tally.count(ended.code == 130)
+            assert ended.took < 15
+            assert crashed.left() == [], f"of {verb} that was interrupted at {stage}"
+            crashed.again(verb)
+    assert interrupted >= len(verbs), "control: most were interrupted"
 
 
 @pytest.mark.control("crash")
@@ -218,7 +195,8 @@ def test_a_container_of_a_living_run_is_left_to_it(crashed: Crashed, engine: Eng
 
 @pytest.mark.promise("at-once")
 def test_builds_of_one_model_at_once(crashed: Crashed, tally: Tally) -> None:
-    crashed.anew("build")
+    crashed.anew()
+    crashed.again("lock")
     runs = at_once(crashed, cases(3, 8), "build")
     tally.count(len(runs))
     for run in runs:
@@ -231,20 +209,23 @@ def test_builds_of_one_model_at_once(crashed: Crashed, tally: Tally) -> None:
 @pytest.mark.promise("at-once")
 def test_publishes_of_one_model_at_once(crashed: Crashed, tally: Tally) -> None:
     """All say the same digest; what is in the registry and in its report is one image, and whole."""
-    crashed.anew("publish")
+    crashed.anew()
+    crashed.again("lock")
     runs = at_once(crashed, cases(3, 8), "publish")
     tally.count(len(runs))
     for run in runs:
         assert run.code == 0, run.err
     assert len({run.out for run in runs}) == 1, "one digest"
-    assert_no_other_image(crashed)
+    assert_no_half_release(crashed)
     assert crashed.again("publish") == runs[0].out
     assert crashed.left() == []
 
 
 @pytest.mark.promise("at-once")
 def test_pushes_of_one_model_at_once(crashed: Crashed, tally: Tally) -> None:
-    crashed.anew("push")
+    crashed.anew()
+    for verb in ("lock", "build", "smoke"):
+        crashed.again(verb)
     runs = at_once(crashed, cases(3, 8), "push")
     tally.count(len(runs))
     for run in runs:
