@@ -50,7 +50,8 @@ def push_candidate(
                 return engine.push(reference, credentials, on_event)
         except (ImageNotFound, PushFailed, RegistryUnavailable) as error:
             if turn == _TURNS - 1 or not _BESIDE_OTHERS.search(error.message):
-                require_space(registry, name)
+                image = engine.image(image_id)
+                require_space(registry, name, image.size if image else 0)
                 raise
             time.sleep(_PAUSE * 2**turn)
     raise AssertionError("unreachable: the last turn returns or raises")

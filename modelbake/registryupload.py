@@ -250,18 +250,21 @@ def _transfer_blob(
 
 
 @contextmanager
-def _telling_size(size: int) -> Iterator[None]:
+def _telling_size(size: int, what: str = "this blob") -> Iterator[None]:
     """Add to a DiskFull how many bytes were to go there."""
     try:
         yield
     except DiskFull as error:
-        error.message = f"{error.message}; this blob needs {size:,} bytes there"
+        error.message = f"{error.message}; {what} needs {size:,} bytes there"
         raise
 
 
-def require_space(registry: Registry, path: str) -> None:
-    """Raise DiskFull where the registry says that it is full, asked by an upload that is given up."""
-    with suppress(RegistryError, _Lost):
+def require_space(registry: Registry, path: str, size: int) -> None:
+    """Raise DiskFull where the registry says that it is full, asked by an upload that is given up.
+
+    `size`: the bytes, unpacked, of the image that could not be pushed.
+    """
+    with _telling_size(size, "the image, unpacked,"), suppress(RegistryError, _Lost):
         upload = open_upload(registry, path)
         assert upload is not None
         try:

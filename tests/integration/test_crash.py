@@ -27,7 +27,7 @@ from modelbake.owner import owner_of
 from tests.conftest import Tally
 from tests.integration.ending import Ended, Stage, end_at, left
 from tests.integration.world import Ran, Services, World
-from tests.promises import cases
+from tests.promises import cases, full
 from tests.servers.hub import Hub
 
 pytestmark = pytest.mark.engine
@@ -46,9 +46,11 @@ STAGES = {
 }
 LAST = {verb: stages[-1] for verb, stages in STAGES.items()}
 LASTS = {"lock": 1.3, "build": 4.5, "smoke": 1.5, "push": 2.3, "publish": 5.0}  # seconds, about
-# Each lane takes one model all the way; what `make test` leaves out, other modules try a little of:
-# Ctrl-C during smoke and a killed publish.
+# Each lane takes one model all the way. What `make test` leaves out, other modules try a little of: Ctrl-C
+# during smoke, and a killed or interrupted publish.
 DOCKER_LANE, STREAM_LANE = ("lock", "build", "smoke", "push"), ("lock", "publish")
+KILLED = [DOCKER_LANE, STREAM_LANE] if full() else [DOCKER_LANE[:3]]
+INTERRUPTED = [DOCKER_LANE, STREAM_LANE] if full() else [DOCKER_LANE[:2]]
 
 
 @dataclass
@@ -99,7 +101,7 @@ def crashed(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.mark.promise("crash")
-@pytest.mark.parametrize("verbs", [DOCKER_LANE, *([STREAM_LANE] * cases(0, 1))])
+@pytest.mark.parametrize("verbs", KILLED)
 def test_killed_and_run_again(crashed: Crashed, tally: Tally, verbs: Sequence[str]) -> None:
     """The next run succeeds, a third one says the same, and nothing of the killed one is left."""
     killed = 0
@@ -128,7 +130,7 @@ def assert_no_half_release(crashed: Crashed) -> None:
 
 
 @pytest.mark.promise("interrupt")
-@pytest.mark.parametrize("verbs", [STREAM_LANE, *([DOCKER_LANE] * cases(0, 1))])
+@pytest.mark.parametrize("verbs", INTERRUPTED)
 def test_interrupted(crashed: Crashed, tally: Tally, verbs: Sequence[str]) -> None:
     """Ctrl-C ends it with 130 within seconds, and nothing is left; what is done already is done."""
     interrupted = 0
@@ -194,43 +196,19 @@ def test_a_container_of_a_living_run_is_left_to_it(crashed: Crashed, engine: Eng
 
 
 @pytest.mark.promise("at-once")
-def test_builds_of_one_model_at_once(crashed: Crashed, tally: Tally) -> None:
+@pytest.mark.parametrize("verb", ["publish", *(["build", "push"] * cases(0, 1))])
+def test_one_model_at_once(crashed: Crashed, tally: Tally, verb: str) -> None:
+    """All of them succeed and name one digest; nothing that one has finished is taken from it by another."""
     crashed.anew()
-    crashed.again("lock")
-    runs = at_once(crashed, cases(3, 8), "build")
-    tally.count(len(runs))
-    for run in runs:
-        assert run.code == 0, run.err
-    assert len({run.out for run in runs}) == 1, "one digest"
-    crashed.again("smoke")
-    assert crashed.left() == []
-
-
-@pytest.mark.promise("at-once")
-def test_publishes_of_one_model_at_once(crashed: Crashed, tally: Tally) -> None:
-    """All say the same digest; what is in the registry and in its report is one image, and whole."""
-    crashed.anew()
-    crashed.again("lock")
-    runs = at_once(crashed, cases(3, 8), "publish")
+    for earlier in ("lock", *(("build", "smoke") if verb == "push" else ())):
+        crashed.again(earlier)
+    runs = at_once(crashed, cases(3, 8), verb)
     tally.count(len(runs))
     for run in runs:
         assert run.code == 0, run.err
     assert len({run.out for run in runs}) == 1, "one digest"
     assert_no_half_release(crashed)
-    assert crashed.again("publish") == runs[0].out
-    assert crashed.left() == []
-
-
-@pytest.mark.promise("at-once")
-def test_pushes_of_one_model_at_once(crashed: Crashed, tally: Tally) -> None:
-    crashed.anew()
-    for verb in ("lock", "build", "smoke"):
-        crashed.again(verb)
-    runs = at_once(crashed, cases(3, 8), "push")
-    tally.count(len(runs))
-    for run in runs:
-        assert run.code == 0, run.err
-    assert len({run.out for run in runs}) == 1, "one digest"
+    assert crashed.again(verb) == runs[0].out
     assert crashed.left() == []
 
 
