@@ -62,7 +62,7 @@ class Context:
             with saying_full(directory, sum(map(len, self.files.values()))):
                 _write(directory, _INDEX, index)
                 for stale in sorted((present & earlier | unfinished) - set(self.files)):
-                    (directory / stale).unlink()
+                    (directory / stale).unlink(missing_ok=True)
                 for path, content in sorted(self.files.items()):
                     _write(directory, path, content)
                 _write(directory, _INDEX, "".join(f"{path}\n" for path in sorted(self.files)).encode())
