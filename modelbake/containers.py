@@ -1,7 +1,8 @@
 """A container that lives as long as a `with` block: how a built image is tried out.
 
 It runs as locked up as production should: read-only, without capabilities, without new privileges, with a
-small /tmp in memory, and by default without a network. It is removed in every case.
+small /tmp in memory, and by default without a network. It is removed in every case but one: a run that is
+killed cannot do so, and the next run does it (`remove_leftovers`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,20 @@ from docker.errors import NotFound
 from docker.types import DeviceRequest
 
 from modelbake.buildkit.failure import translating
-from modelbake.errors import EngineError, GpuUnavailable
+from modelbake.errors import EngineError, GpuUnavailable, ModelbakeError
 from modelbake.gpus import NVIDIA, Gpus, engine_trouble
+from modelbake.owner import is_gone, this_process
 
 if TYPE_CHECKING:
     from docker import APIClient
 
 LABEL = "io.modelbake.smoke"
+OWNER_LABEL = "io.modelbake.owner"
 _STREAMS = {1: "stdout", 2: "stderr"}
 _HEADER = 8  # bytes before each frame of a multiplexed stream: stream, 3 zeros, length (big endian)
 # Inside the container. Executable, as an `emptyDir` is: compilers of kernels load what they put there.
 _TMP = {"/tmp": "rw,exec,nosuid,nodev,size=1g,mode=1777"}  # noqa: S108
+_LONGEST_RUN = 2 * 86_400  # seconds; `startup_seconds` is a day at most, and no run takes two
 _INTERRUPTED_SECONDS = 2.0  # how long a container whose creation was cut off may take to appear
 
 
@@ -182,7 +186,7 @@ def started(api: APIClient, spec: ContainerSpec, *, cdi: bool) -> Iterator[Conta
                 name=name,
                 command=None if spec.command is None else list(spec.command),
                 environment=dict(spec.environment),
-                labels={LABEL: "1"},
+                labels={LABEL: "1", OWNER_LABEL: this_process()},
                 host_config=host,
             )
             known = True
@@ -194,6 +198,26 @@ def started(api: APIClient, spec: ContainerSpec, *, cdi: bool) -> Iterator[Conta
         except KeyboardInterrupt:  # a second Ctrl-C must not leave it running
             _remove(api, name, wait=False)
             raise
+
+
+def remove_leftovers(api: APIClient) -> list[str]:
+    """Remove the containers of runs that were killed; return their names.
+
+    Those are the ones whose process is gone; and where that cannot be seen from here (a run in a container,
+    or on another machine), the ones that are older than any run.
+    """
+    with translating("containers"):
+        ours: list[dict[str, Any]] = api.containers(all=True, filters={"label": LABEL})
+    removed = []
+    for each in ours:
+        name = str((each.get("Names") or [each["Id"]])[0]).removeprefix("/")
+        owner = str((each.get("Labels") or {}).get(OWNER_LABEL, ""))
+        if is_gone(owner) or time.time() - float(each.get("Created", time.time())) > _LONGEST_RUN:
+            # Another run may be removing it at this moment.
+            with suppress(ModelbakeError), translating(name):
+                api.remove_container(each["Id"], force=True, v=True)
+                removed.append(name)
+    return removed
 
 
 @contextmanager

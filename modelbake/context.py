@@ -7,11 +7,13 @@ The list is made by `render` from what it names; no folder is ever walked, so a 
 from __future__ import annotations
 
 import io
+import posixpath
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelbake.diskspace import saying_full
 from modelbake.errors import RenderError
 
 _INDEX = ".context-files"  # what `write` wrote, so that the next one knows what it may replace
@@ -42,12 +44,14 @@ class Context:
         """Write the context to a new or empty folder, or over one that an earlier `write` made.
 
         Raises RenderError when the folder holds anything else: a context is complete and nothing more,
-        and what we did not write is not ours to remove.
+        and what we did not write is not ours to remove. Raises DiskFull where it has no room.
         """
         try:
             present = _files_below(directory) if directory.exists() else set()
             earlier = _listed(directory / _INDEX)
-            if foreign := sorted(present - earlier - {_INDEX}):
+            # What a run that was killed in the middle of a file has left.
+            unfinished = present & {_temporary(path) for path in (*earlier, _INDEX)}
+            if foreign := sorted(present - earlier - unfinished - {_INDEX}):
                 raise RenderError(
                     f"holds files that `render` did not write: {', '.join(foreign[:5])}",
                     subject=str(directory),
@@ -55,12 +59,13 @@ class Context:
                 )
             # Written down before the files, so that a run which was cut short can be run again.
             index = "".join(f"{path}\n" for path in sorted(earlier | set(self.files))).encode()
-            _write(directory, _INDEX, index)
-            for stale in sorted((present & earlier) - set(self.files)):
-                (directory / stale).unlink()
-            for path, content in sorted(self.files.items()):
-                _write(directory, path, content)
-            _write(directory, _INDEX, "".join(f"{path}\n" for path in sorted(self.files)).encode())
+            with saying_full(directory, sum(map(len, self.files.values()))):
+                _write(directory, _INDEX, index)
+                for stale in sorted((present & earlier | unfinished) - set(self.files)):
+                    (directory / stale).unlink(missing_ok=True)
+                for path, content in sorted(self.files.items()):
+                    _write(directory, path, content)
+                _write(directory, _INDEX, "".join(f"{path}\n" for path in sorted(self.files)).encode())
         except OSError as error:
             raise RenderError(
                 f"cannot write ({error.strerror})", subject=str(error.filename or directory)
@@ -74,12 +79,18 @@ def _write(directory: Path, path: str, content: bytes) -> None:
         if folder.is_relative_to(directory) and not folder.is_dir():
             folder.mkdir(parents=True)
             folder.chmod(0o755)
-    temporary = target.with_name(f".{target.name}.new")
+    temporary = directory / _temporary(path)
     temporary.unlink(missing_ok=True)
     with temporary.open("xb") as file:
         file.write(content)
     temporary.chmod(0o644)
     temporary.replace(target)
+
+
+def _temporary(path: str) -> str:
+    """Return how the file of a path is called until it is complete."""
+    folder, name = posixpath.split(path)
+    return posixpath.join(folder, f".{name}.new")
 
 
 def _files_below(directory: Path) -> set[str]:

@@ -25,12 +25,19 @@ from docker.tls import TLSConfig
 from docker.utils import kwargs_from_env
 
 from modelbake.buildkit.failure import FOREIGN, START_AN_ENGINE, translate, translating
-from modelbake.containers import Container, ContainerSpec, ContainerState, ExecResult, started
+from modelbake.containers import (
+    Container,
+    ContainerSpec,
+    ContainerState,
+    ExecResult,
+    remove_leftovers,
+    started,
+)
 from modelbake.dockerconfig import split_reference
 from modelbake.engine_pull import pull
 from modelbake.engine_push import PushedTag, push
 from modelbake.engine_stream import LayerProgress
-from modelbake.errors import EngineError, EngineNotFound, EngineTooOld
+from modelbake.errors import EngineNotFound, EngineTooOld, ModelbakeError
 from modelbake.errors import ImageNotFound as NoSuchImage
 from modelbake.gpus import NVIDIA
 
@@ -203,7 +210,7 @@ class Engine:
         try:
             yield
         finally:
-            with suppress(EngineError), translating(ref):
+            with suppress(ModelbakeError), translating(ref):
                 self.api.remove_image(ref, noprune=True)
 
     def remove(self, ref: str) -> None:
@@ -279,6 +286,10 @@ class Engine:
     def start(self, spec: ContainerSpec) -> AbstractContextManager[Container]:
         """Start a container that is removed at the end of the `with` block, however it ends."""
         return started(self.api, spec, cdi=self._cdi)
+
+    def remove_leftovers(self) -> list[str]:
+        """Remove containers of runs that were killed; return their names. Raises EngineError."""
+        return remove_leftovers(self.api)
 
     def write_context(self, config: Path) -> str:
         """Write a docker context for this engine below a Docker configuration folder; return its name.

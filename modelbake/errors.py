@@ -20,11 +20,11 @@
     +-- EngineError              40   the Docker engine answered something we cannot use
     |   +-- EngineNotFound       41   no engine answers
     |   +-- EngineTooOld         42   the engine lacks BuildKit features that the Dockerfile needs
-    |   +-- DiskFull             43   the engine's disk is full, or too small for this plan
     |   +-- SecretMissing        44   the build needs a secret that was not given
     |   +-- BuildFailed          45   a build step failed
     |   +-- ImageNotFound        46   the image has not been built, or is not of this lock
     |   +-- ImageTooLarge        47   the image is larger than `max_size` allows
+    +-- DiskFull                 43   a disk is full, or too small: the engine's, the registry's, or one here
     +-- SmokeError               50   the smoke run could not be carried out
     |   +-- SmokeFailed          51   an answer was not the expected one
     |   +-- NotReady             52   the container ended, or did not become ready in time
@@ -182,12 +182,6 @@ class EngineTooOld(EngineError):
     exit_code = 42
 
 
-class DiskFull(EngineError):
-    """The engine's disk is full, or too small for this plan."""
-
-    exit_code = 43
-
-
 class SecretMissing(EngineError):
     """The build needs a secret that was not given."""
 
@@ -210,6 +204,12 @@ class ImageTooLarge(EngineError):
     """The image, unpacked, is larger than the model's `max_size`."""
 
     exit_code = 47
+
+
+class DiskFull(ModelbakeError):
+    """A disk is full, or too small for this plan: the engine's, the registry's, or one of this machine."""
+
+    exit_code = 43
 
 
 class SmokeError(ModelbakeError):

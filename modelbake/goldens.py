@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from modelbake import grammar
+from modelbake.diskspace import saying_full
 from modelbake.errors import GoldenError
-from modelbake.lockfile import replace_file
 from modelbake.records import Digest, Record, json_digest, parse
+from modelbake.writing import replace_file
 
 if TYPE_CHECKING:
     from modelbake.config import CheckSpec, ModelSpec
@@ -133,11 +134,15 @@ def require_goldens(model: ModelSpec, goldens: Goldens, root: Path) -> None:
 
 
 def write_goldens(root: Path, model: str, goldens: Goldens) -> Path:
-    """Write a model's goldens, atomically; a file that has these bytes is left alone. Raises GoldenError."""
+    """Write a model's goldens, atomically; a file that has these bytes is left alone.
+
+    Raises GoldenError, and DiskFull where there is no room for it.
+    """
     path = goldens_path(root, model)
     content = encode_goldens(model, goldens)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with saying_full(path, len(content)):
+            path.parent.mkdir(parents=True, exist_ok=True)
         target = path.resolve()  # a link stays a link
         if not (target.is_file() and target.read_bytes() == content):
             replace_file(target, content)

@@ -15,6 +15,7 @@ import jinja2
 
 from modelbake import __version__
 from modelbake.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, axes, line
+from modelbake.diskspace import saying_full
 from modelbake.errors import RenderError
 from modelbake.figures import GPU_MEMORY, LATENCY, LOAD, MEDIAN, THROUGHPUT, Figure, Unit, shown
 from modelbake.regression import change
@@ -76,7 +77,8 @@ def write_page(path: Path, model: str, where: str, history: Sequence[Version], *
     """Write the page of a history, the newest version first. Raises RenderError."""
     text = render_page(model, where, history, templates=templates)
     try:
-        path.write_text(text, encoding="utf-8")
+        with saying_full(path, len(text.encode())):
+            path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RenderError(f"cannot be written ({error.strerror})", subject=str(path)) from error
 

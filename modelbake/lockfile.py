@@ -5,18 +5,17 @@ What `write_lock` writes, `read_lock` gives back; what it would never write, `re
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+from modelbake import writing
 from modelbake.errors import LockError
 from modelbake.grammar import HUB, NAME, PATTERN, REVISION, SOURCE, Grammar, holds_a_secret
 from modelbake.locked import Conversion, Lock, LockedFile, LockedModel
@@ -75,16 +74,12 @@ def exclusively(path: Path) -> Iterator[None]:
 
     The folder is what is locked: the file itself is replaced at every write. Raises LockError.
     """
-    try:
-        folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise LockError(f"cannot be written ({error.strerror})", subject=str(path)) from error
-    try:
-        with suppress(OSError):  # a file system without locks: as good as it was
-            fcntl.flock(folder, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(writing.exclusively(path.resolve().parent))
+        except OSError as error:
+            raise LockError(f"cannot be written ({error.strerror})", subject=str(path)) from error
         yield
-    finally:
-        os.close(folder)
 
 
 def write_lock(path: Path, lock: Lock) -> bool:
@@ -92,6 +87,7 @@ def write_lock(path: Path, lock: Lock) -> bool:
 
     Raises:
         LockError: the file cannot be written, or `lock` holds what `read_lock` would refuse.
+        DiskFull: there is no room for it; what was there stays.
     """
     content = encode_lock(lock)
     decode_lock(content, subject=str(path))  # a file that we would refuse to read must not come into being
@@ -99,7 +95,7 @@ def write_lock(path: Path, lock: Lock) -> bool:
         target = path.resolve()  # a link stays a link
         if target.is_file() and target.read_bytes() == content:
             return False
-        replace_file(target, content)
+        writing.replace_file(target, content)
     except OSError as error:
         raise LockError(f"cannot be written ({error.strerror})", subject=str(path)) from error
     return True
@@ -178,28 +174,6 @@ def _read_bytes(path: Path) -> bytes:
     if len(content) > MAX_FILE_BYTES:
         raise LockError(f"is larger than {MAX_FILE_BYTES:,} bytes", subject=str(path), hint=_REMEDY_ALL)
     return content
-
-
-def replace_file(target: Path, content: bytes) -> None:
-    """Put a complete file in the place of `target`, or leave everything as it was."""
-    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o644
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(descriptor, mode)
-            os.fsync(descriptor)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)  # the new name has to survive a power cut, too
-    finally:
-        os.close(folder)
 
 
 def _parse(content: bytes) -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelbake.candidate import push_candidate
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.engine_stream import telling
 from modelbake.errors import ReadBackMismatch, ReportMissing
@@ -95,11 +96,17 @@ def push(
             output.event("already_pushed", f"{repository}:{version} is there already: {there.digest}")
             return PushedImage(f"{repository}@{there.digest}", there.digest, version, already=True)
         Gate(kept, model, version, tolerance or ToleranceEntry(), output).require(report)
-        candidate = f"{reference.name}:candidate-{image.id.removeprefix('sha256:')[:12]}"
-        output.event("push_started", f"pushing {candidate}", repository=repository, image_id=image.id)
-        with engine.tagged(image.id, candidate):
-            pushed = engine.push(candidate, credentials, telling(output, "push_progress", "pushed"))
-        manifest = release.read_back(pushed.digest, candidate.rpartition(":")[2])
+        candidate = f"candidate-{image.id.removeprefix('sha256:')[:12]}"
+        output.event(
+            "push_started",
+            f"pushing {reference.name}:{candidate}",
+            repository=repository,
+            image_id=image.id,
+        )
+        told = telling(output, "push_progress", "pushed")
+        path = reference.repository
+        pushed = push_candidate(engine, registry, image.id, path, candidate, credentials, told)
+        manifest = release.read_back(pushed.digest, candidate)
         release.require_blobs(manifest)
         keep_report(kept, manifest, report, output)
         tagged = tag.put(manifest)

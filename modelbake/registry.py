@@ -17,6 +17,7 @@ from modelbake.manifest import MEDIA_TYPES, Manifest
 from modelbake.registryhttp import RegistryConnection
 from modelbake.registryreply import Reply, document_of, next_page, said
 
+_PUT_TURNS = 3
 _MOST_PAGES = 1000
 _NO_SUCH_ROUTE = (400, 404, 405)  # 404 by the specification; older registries answer the others as well
 
@@ -74,13 +75,19 @@ class Registry(RegistryConnection):
 
     def _put(self, repository: str, reference: str, manifest: Manifest) -> Reply:
         subject = f"{self.host}/{repository}{'@' if ':' in reference else ':'}{reference}"
-        reply = self.ask(
-            "PUT",
-            f"/v2/{repository}/manifests/{reference}",
-            scope=f"repository:{repository}:pull,push",
-            headers={"Content-Type": manifest.media_type},
-            content=manifest.body,
-        )
+        for turn in range(_PUT_TURNS):
+            reply = self.ask(
+                "PUT",
+                f"/v2/{repository}/manifests/{reference}",
+                scope=f"repository:{repository}:pull,push",
+                headers={"Content-Type": manifest.media_type},
+                content=manifest.body,
+            )
+            # CNCF distribution says so where another run puts the same at this moment: it reads files of its
+            # own that are written just now.
+            if reply.status != 400 or b"DIGEST_INVALID" not in reply.body or turn == _PUT_TURNS - 1:
+                break
+            self.sleep(self.first_wait * 2**turn)
         if reply.status != 201:
             raise self._refused(reply, "would not take the manifest", subject)
         stored = reply.headers.get("Docker-Content-Digest", manifest.digest)

@@ -21,9 +21,9 @@ import httpx2
 
 from modelbake.certsd import certificates_of, context_for
 from modelbake.dockerconfig import DOCKER_HUB, RegistryCredentials, registry_key
-from modelbake.errors import RegistryError, RegistryUnavailable
+from modelbake.errors import DiskFull, RegistryError, RegistryUnavailable
 from modelbake.registryauth import INSECURE, RegistryLogin, in_clear, is_loopback
-from modelbake.registryreply import Reply, retry_after, said
+from modelbake.registryreply import Reply, retry_after, said, says_full
 from modelbake.trust import ENVIRONMENT_HINT
 
 _HUB_HOST = "registry-1.docker.io"  # where docker.io's API answers
@@ -108,6 +108,8 @@ class RegistryConnection:
         patience: float = 0.0,
     ) -> Reply:
         """Send a request, authenticating when asked to; raise for 401, 403 and what stays 429 or 5xx.
+
+        Raises DiskFull where a 5xx says that the registry has no space left: waiting would not help.
 
         `scope`: what a token is asked for, several ones with spaces between. `attempts`, and `patience` (in
         seconds, until an answer begins), replace the connection's own where they are given.
@@ -271,6 +273,8 @@ class RegistryConnection:
             else:
                 if reply.status != 429 and reply.status < 500:
                     return reply
+                if says_full(reply):
+                    raise registry_full(_place(url), reply, len(content or b""))
                 failure = RegistryUnavailable(
                     f"keeps answering {said(reply)} to {method} {url.path} ({attempt} attempts)",
                     subject=_place(url),
@@ -317,6 +321,16 @@ class RegistryConnection:
             subject=_place(url),
             hint=hint.format(host=url.netloc.decode()),
         )
+
+
+def registry_full(place: str, reply: Reply, size: int = 0) -> DiskFull:
+    """Return the error for a reply that says so to `size` bytes; 0 where these are not known."""
+    need = f"; {size:,} bytes more are needed there" if size else ""
+    return DiskFull(
+        f"the registry's disk is full ({said(reply)}){need}",
+        subject=place,
+        hint="free space there: expire candidate tags, collect garbage, or enlarge it; then run this again",
+    )
 
 
 def _tls_problem(error: BaseException | None) -> str:

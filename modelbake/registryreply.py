@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx2
 
+_FULL = re.compile(r'no space left on device|disk quota exceeded|"Err": (?:28|122)\b')  # ENOSPC, EDQUOT
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -58,6 +60,16 @@ def said(reply: Reply) -> str:
     words = " ".join(str(first[key]) for key in ("code", "message") if first.get(key))
     words = re.sub(r"[^\x20-\x7e]+", " ", words)[:200]
     return f"HTTP {reply.status} {words}".rstrip()
+
+
+def says_full(reply: Reply) -> bool:
+    """Tell whether a reply is about a full disk of the registry's.
+
+    CNCF distribution keeps that in the error's detail: in words, or as Go writes an error of the system.
+    """
+    errors = document_of(reply.body).get("errors")
+    details = json.dumps(errors) if reply.status >= 500 and errors else ""
+    return bool(_FULL.search(details))
 
 
 def next_page(reply: Reply) -> str | None:

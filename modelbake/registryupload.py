@@ -13,15 +13,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import httpx2
 
-from modelbake.errors import ModelbakeError, ReadBackMismatch, RegistryError, RegistryUnavailable
+from modelbake.errors import (
+    DiskFull,
+    ModelbakeError,
+    ReadBackMismatch,
+    RegistryError,
+    RegistryUnavailable,
+)
 from modelbake.manifest import Descriptor
-from modelbake.registryhttp import ConnectionLost
-from modelbake.registryreply import Reply, retry_after, said
+from modelbake.registryhttp import ConnectionLost, registry_full
+from modelbake.registryreply import Reply, retry_after, said, says_full
 
 if TYPE_CHECKING:
     from modelbake.registry import Registry
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 5  # in a row, without a byte more at the registry
 _LONGEST_WAIT = 60.0  # seconds; a larger Retry-After is not waited out
+_PROBE_BYTES = 1 << 20
 _COMMIT_RATE = 20e6  # bytes a second at which a slow registry reads a blob again to check its digest
 _ABSENT = "does the repository exist? Some registries want it created first"
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
@@ -61,6 +68,7 @@ class Upload:
         Raises:
             _Lost: the connection broke, or the registry is busy: ask `find_out`.
             RegistryError: it refuses.
+            DiskFull: it has no room for them.
         """
         if self.received and size == 0:
             return  # all of it has arrived, and registries refuse an empty range
@@ -75,6 +83,8 @@ class Upload:
             )
         except ConnectionLost as error:
             raise _Lost(str(error)) from error
+        if says_full(reply):
+            raise registry_full(self._subject, reply)
         if reply.status in _PASSING:
             raise _Lost(said(reply), retry_after(reply))
         if self.received and reply.status in (404, 416):
@@ -170,6 +180,11 @@ def open_upload(registry: Registry, path: str, *, mount: str = "", source: str =
 
 def upload_flow(registry: Registry, path: str, flow: LayerFlow) -> None:
     """Upload a layer as it flows, for as long as it takes; see the module."""
+    with _telling_size(flow.layer.size):
+        _upload_flow(registry, path, flow)
+
+
+def _upload_flow(registry: Registry, path: str, flow: LayerFlow) -> None:
     failures, furthest = 0, 0  # the most that the registry has ever said to have
     while True:
         upload = open_upload(registry, path)
@@ -207,6 +222,13 @@ def transfer_blob(
     registry: Registry, path: str, blob: Descriptor, pieces: Callable[[], Iterator[bytes]]
 ) -> None:
     """Upload a blob whose digest and size are known; `pieces` gives its bytes anew for each attempt."""
+    with _telling_size(blob.size):
+        _transfer_blob(registry, path, blob, pieces)
+
+
+def _transfer_blob(
+    registry: Registry, path: str, blob: Descriptor, pieces: Callable[[], Iterator[bytes]]
+) -> None:
     failures = 0
     while True:
         upload = open_upload(registry, path)
@@ -225,6 +247,30 @@ def transfer_blob(
                     return
             finally:
                 upload.cancel()
+
+
+@contextmanager
+def _telling_size(size: int, what: str = "this blob") -> Iterator[None]:
+    """Add to a DiskFull how many bytes were to go there."""
+    try:
+        yield
+    except DiskFull as error:
+        error.message = f"{error.message}; {what} needs {size:,} bytes there"
+        raise
+
+
+def require_space(registry: Registry, path: str, size: int) -> None:
+    """Raise DiskFull where the registry says that it is full, asked by an upload that is given up.
+
+    `size`: the bytes, unpacked, of the image that could not be pushed.
+    """
+    with _telling_size(size, "the image, unpacked,"), suppress(RegistryError, _Lost):
+        upload = open_upload(registry, path)
+        assert upload is not None
+        try:
+            upload.send(iter((bytes(_PROBE_BYTES),)), _PROBE_BYTES)
+        finally:
+            upload.cancel()
 
 
 def _left(size: int | None, received: int) -> int | None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from modelbake import grammar
+from modelbake.diskspace import saying_full
 from modelbake.errors import ReportMissing, SmokeError
-from modelbake.lockfile import replace_file
 from modelbake.records import Digest, Record, json_digest, parse
+from modelbake.writing import replace_file
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
@@ -147,11 +148,16 @@ def encode_report(report: Report) -> bytes:
 
 
 def write_report(root: Path, report: Report) -> Path:
-    """Write a report in place of an older one of that model version, atomically; return its path."""
+    """Write a report in place of an older one of that model version, atomically; return its path.
+
+    Raises SmokeError, and DiskFull where there is no room for it.
+    """
     path = report_path(root, report.model, report.version)
+    content = encode_report(report)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, encode_report(report))
+        with saying_full(path, len(content)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
     except OSError as error:
         raise SmokeError(f"the report cannot be written ({error.strerror})", subject=str(path)) from error
     return path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelbake.containers import ContainerSpec
+from modelbake.diskspace import telling_need
 from modelbake.errors import GpuUnavailable, NotReady, SmokeFailed, UsageError
 from modelbake.exercise import exercise
 from modelbake.golden_update import changes, updated
@@ -119,10 +120,17 @@ def smoke(
         write_report(reports, made)
         return made
 
+    for name in engine.remove_leftovers():
+        output.event(
+            "leftover_removed", f"removed {name}, which a run that was killed has left", container=name
+        )
     given = gpus or ALL
     spec = ContainerSpec(image=image.id, name_prefix=f"modelbake-{model.name}", gpus=given if gpu else None)
     try:
-        with engine.start(spec) as container:
+        with (
+            telling_need(engine, "a container needs a few MB for its files and log"),
+            engine.start(spec) as container,
+        ):
             if runtime_port is None or health is None:
                 watch(container, model.smoke.startup_seconds, run)
             else:

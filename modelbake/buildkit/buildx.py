@@ -29,6 +29,7 @@ from modelbake.buildkit.status import StatusUpdate, status_from_json
 from modelbake.buildkit.wire import WireError
 from modelbake.credentials import Redactor, Secret
 from modelbake.errors import EngineError, UsageError
+from modelbake.writing import private_folder
 
 if TYPE_CHECKING:
     from modelbake.buildkit.request import BuildRequest
@@ -66,7 +67,7 @@ class BuildxBuilder:
         """See Builder."""
         program = find_buildx()
         with ExitStack() as stack:
-            private = stack.enter_context(_private_folder())
+            private = stack.enter_context(private_folder("modelbake-buildx-", _place()))
             environment = self._environment(private, request)
             metadata = private / "metadata.json"
             arguments = [program, "build", "--progress=rawjson", "--load"]
@@ -245,14 +246,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         patience.join()
 
 
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder of our own (0700), in memory where the system has such a place; removed in every case."""
-    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes an own folder in it
-    with tempfile.TemporaryDirectory(
-        prefix="modelbake-buildx-", dir=memory if os.access(memory, os.W_OK) else None
-    ) as name:
-        yield Path(name)
+def _place() -> Path:
+    """Return where the private folder goes: into memory where the system has such a place."""
+    memory = Path("/dev/shm")  # noqa: S108 - an own folder is made in it
+    return memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
 
 
 @contextmanager

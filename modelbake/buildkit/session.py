@@ -27,6 +27,7 @@ from urllib3 import HTTPHeaderDict
 from modelbake.buildkit.failure import Unsuitable, translating
 from modelbake.buildkit.services import Services
 from modelbake.errors import EngineError
+from modelbake.writing import private_folder
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -105,11 +106,9 @@ class Session:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         server = grpclib.server.Server([self._services], codec=_Bytes())
         folder = tempfile.gettempdir()
-        with tempfile.TemporaryDirectory(
-            prefix="modelbake-session-",
-            dir=folder if len(folder) < _LONGEST_UNIX_PATH else "/tmp",  # noqa: S108
-        ) as private:
-            path = str(Path(private) / "s")
+        parent = Path(folder if len(folder) < _LONGEST_UNIX_PATH else "/tmp")  # noqa: S108
+        with private_folder("modelbake-session-", parent) as private:
+            path = str(private / "s")
             await server.start(path=path)
             reader, writer = await asyncio.open_unix_connection(path)
             # Nobody else is to connect, and nothing is to be left if we are killed.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from modelbake.budget import require_budget
 from modelbake.credentials import HUB_TOKEN
+from modelbake.diskspace import require_free
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.errors import (
     EngineNotFound,
@@ -33,6 +34,7 @@ from modelbake.stream.identity import is_of_plan, plan_digest_of
 from modelbake.stream.layout import LayoutRepository
 from modelbake.stream.publish import (
     Image,
+    bytes_to_write,
     copy_image,
     ensure_layers,
     make_image,
@@ -198,6 +200,7 @@ class Lane:
         runtime = runtime or self._build_runtime(None)
         layout = LayoutRepository.create(folder, image=self._plan.repository)
         memory = LayoutRepository.create(folder, _MEMORY)
+        require_free(folder, bytes_to_write(weights_spec(self._plan, runtime), runtime, layout, memory))
         image = self._image(runtime, memory, others=(self.weights,))
         put_image(image, layout, self._plan.version, runtimes=self.runtimes, weights=layout, jobs=self._jobs)
         return f"{layout.name}@{image.manifest.digest}"

@@ -13,17 +13,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from modelbake.diskspace import saying_full
 from modelbake.errors import LayoutError
 from modelbake.manifest import Descriptor, Manifest, digest_of
 from modelbake.stream.flow import LayerFlow
 from modelbake.stream.repository import Repository, checked
+from modelbake.writing import exclusively, new_file, remove_abandoned
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"  # how containerd, and `docker load` with its store, call an image
@@ -53,22 +54,22 @@ class LayoutRepository:
     def create(cls, folder: Path, index: str = "index.json", image: str = "") -> LayoutRepository:
         """Make a layout of a new or empty folder, or go on with one that is there.
 
-        Raises LayoutError where the folder holds anything else, or cannot be written.
+        Raises LayoutError where the folder holds anything else, or cannot be written; DiskFull without room.
         """
         with _translating(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            marker = folder / "oci-layout"
-            if not marker.exists():
-                if any(folder.iterdir()):
-                    raise LayoutError(
-                        "holds something else than an OCI layout",
-                        subject=str(folder),
-                        hint="name a new folder",
-                    )
-                _write(marker, json.dumps(_MARKER).encode())
-            (folder / "blobs/sha256").mkdir(parents=True, exist_ok=True)
-            for unfinished in (folder / "blobs/sha256").glob(f"{_NEW}*"):
-                unfinished.unlink(missing_ok=True)  # of a run that was killed
+            with exclusively(folder):
+                remove_abandoned(folder, _NEW)
+                marker = folder / "oci-layout"
+                if not marker.exists():
+                    if any(folder.iterdir()):
+                        raise LayoutError(
+                            "holds something else than an OCI layout",
+                            subject=str(folder),
+                            hint="name a new folder",
+                        )
+                    _write(marker, json.dumps(_MARKER).encode())
+                (folder / "blobs/sha256").mkdir(parents=True, exist_ok=True)
         return cls.open(folder, index, image)
 
     @classmethod
@@ -113,7 +114,7 @@ class LayoutRepository:
 
     def put_manifest(self, tag: str, manifest: Manifest) -> None:
         """See Repository. Another manifest that had the name is not listed any more."""
-        with self._lock, _translating(self._index):
+        with self._lock, _translating(self._index), exclusively(self.folder):
             _write(self._path(manifest.digest), manifest.body)
             notes = {REF_NAME: tag} | ({_IMAGE_NAME: f"{self._image}:{tag}"} if self._image else {})
             entry = {
@@ -170,23 +171,24 @@ class LayoutRepository:
         """See Repository."""
         blob = Descriptor(media_type, digest_of(content), len(content))
         if not self.has(blob):
-            self._store((content,), lambda: blob.digest)
+            self._store((content,), lambda: blob.digest, blob.size)
         return blob
 
     def upload(self, flow: LayerFlow) -> None:
         """See Repository."""
-        self._store(flow.read(), lambda: flow.digest)
+        self._store(flow.read(), lambda: flow.digest, flow.size)
 
     def bring(self, blob: Descriptor, source: Repository) -> int:
         """See Repository."""
         if self.has(blob):
             return 0
-        self._store(source.read(blob), lambda: blob.digest)
+        self._store(source.read(blob), lambda: blob.digest, blob.size)
         return blob.size
 
-    def _store(self, pieces: Iterable[bytes], digest: Any) -> None:
-        """Write a file and give it its name when it is complete."""
-        with _translating(self.folder), _new_file(self.folder / "blobs/sha256") as (file, temporary):
+    def _store(self, pieces: Iterable[bytes], digest: Callable[[], str], size: int | None) -> None:
+        """Write a file and give it its name when it is complete; `size` is None where it is not known."""
+        folder = self.folder / "blobs/sha256"
+        with _translating(self.folder, size), new_file(folder, _NEW) as (file, temporary):
             for piece in pieces:
                 file.write(piece)
             file.flush()
@@ -234,24 +236,15 @@ class LayoutRepository:
 
 
 @contextmanager
-def _translating(path: Path) -> Iterator[None]:
+def _translating(path: Path, size: int | None = None) -> Iterator[None]:
+    """Raise LayoutError, or DiskFull, for what the system says of a file; `size`: bytes to be written."""
     try:
-        yield
+        with saying_full(path, size):
+            yield
     except OSError as error:
         raise LayoutError(
             f"cannot be used ({error.strerror})", subject=str(error.filename or path)
         ) from error
-
-
-@contextmanager
-def _new_file(folder: Path) -> Iterator[tuple[IO[bytes], Path]]:
-    """Yield a temporary file of a folder, which is gone afterwards unless it was renamed."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=_NEW)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file, Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _encode(document: Any) -> bytes:
@@ -260,7 +253,7 @@ def _encode(document: Any) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Put a complete file in its place, or leave everything as it was."""
-    with _new_file(path.parent) as (file, temporary):
+    with _translating(path, len(content)), new_file(path.parent, _NEW) as (file, temporary):
         file.write(content)
         file.flush()
         temporary.chmod(0o644)

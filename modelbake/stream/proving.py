@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelbake.diskspace import telling_need
 from modelbake.engine_stream import telling
 from modelbake.errors import NotReady, ReportMissing
 from modelbake.plan import WeightGroup, group_files
@@ -57,7 +58,9 @@ def prove(
     image = engine.image(reference)
     if image is None:
         output.event("pull_started", f"{engine.host} pulls {reference}")
-        image = engine.pull(reference, credentials, telling(output, "pull_progress", "pulled"))
+        size = sum(layer.size for layer in manifest.layers)
+        with telling_need(engine, f"its layers are {size:,} bytes, and at least as much again unpacked"):
+            image = engine.pull(reference, credentials, telling(output, "pull_progress", "pulled"))
     require_image_size(engine, plan.spec, image)
     if not trial.update_goldens:
         try:

@@ -104,6 +104,18 @@ def recall_layers(repository: Repository, spec: WeightsSpec) -> tuple[StoredLaye
     return None if manifest is None else recalled(manifest, spec.groups, spec.compression)
 
 
+def bytes_to_write(spec: WeightsSpec, runtime: RuntimeImage, target: Repository, memory: Repository) -> int:
+    """Return how many bytes of layers a repository lacks; weights that are to be compressed do not count.
+
+    `memory`: what remembers the weights' layers there.
+    """
+    layers = sum(layer.size for layer in dict.fromkeys(runtime.layers) if not target.has(layer))
+    if spec.compression != "none":
+        return layers
+    missing = [group for group in spec.groups if recall_layer(memory, group, spec.compression) is None]
+    return layers + sum(WeightLayer(group).size for group in missing)
+
+
 def has_right_shape(repository: Repository, layer: StoredLayer) -> bool:
     """Tell whether a remembered layer has the files of its group, at their places, and nothing besides.
 

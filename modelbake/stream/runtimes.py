@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from modelbake.candidate import push_candidate
 from modelbake.dockerconfig import RegistryAuth
 from modelbake.errors import ReadBackMismatch
 from modelbake.manifest import choose_manifest, is_image
@@ -71,10 +72,11 @@ def build_runtime(
             labels={},
             on_event=view,
         )
-    candidate = f"{repository.name}:candidate-{built.id.removeprefix('sha256:')[:12]}"
-    with engine.tagged(built.id, candidate):
-        credentials = registries.for_registry(repository.registry.host)
-        pushed = engine.push(candidate, credentials, telling(output, "push_progress", "pushed"))
+    tag = f"candidate-{built.id.removeprefix('sha256:')[:12]}"
+    candidate = f"{repository.name}:{tag}"
+    credentials = registries.for_registry(repository.registry.host)
+    told = telling(output, "push_progress", "pushed")
+    pushed = push_candidate(engine, repository.registry, built.id, repository.path, tag, credentials, told)
     found = repository.manifest(pushed.digest)
     if found is None or not is_image(found, built.id, engine.info.store):
         raise ReadBackMismatch(f"the engine pushed {pushed.digest}, and it is not there", subject=candidate)

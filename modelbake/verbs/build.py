@@ -33,6 +33,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.buildkit.solve import build
     from modelbake.buildview import BuildView
     from modelbake.credentials import Secret
+    from modelbake.diskspace import telling_need
     from modelbake.dockerconfig import RegistryAuth
     from modelbake.plan import LOCK_LABEL
     from modelbake.sizing import require_image_size
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 subject=spec.name,
                 hint="`docker system df` says what uses it, `docker builder prune` drops the build cache",
             )
-        with BuildView(output) as view:
+        need = f"the weights need {needed:,} bytes, the base image and the runtime's packages come on top"
+        with telling_need(engine, need), BuildView(output) as view:
             built = build(
                 engine,
                 workspace.context(plan).tar(),

@@ -30,9 +30,12 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     config = workspace.config
     if args.schema:
         from modelbake.config import schema_text
+        from modelbake.diskspace import saying_full
 
+        text = schema_text()
         try:
-            args.schema.write_text(schema_text(), encoding="utf-8")
+            with saying_full(args.schema, len(text.encode())):
+                args.schema.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UsageError(
                 f"cannot write ({error.strerror})",

@@ -269,8 +269,8 @@ def _waiting_smoke(world: World) -> Iterator[tuple[subprocess.Popen[bytes], Call
         cwd=world.folder,
         env=world.environment,
         stderr=subprocess.PIPE,
-        # Where these tests run under nohup, the program would inherit that SIGHUP is to be ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        # Whoever runs these tests may ignore them (nohup, a shell's background); the program inherits that.
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGHUP, signal.SIGINT)],
     ) as run:
         try:
             yield run, lambda: set(world.docker(*ours).ok().out.split()) - before
@@ -278,6 +278,7 @@ def _waiting_smoke(world: World) -> Iterator[tuple[subprocess.Popen[bytes], Call
             run.kill()
 
 
+@pytest.mark.promise("interrupt")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_smoke_run_that_is_cut_short_leaves_no_container(locked: World, number: signal.Signals) -> None:
     with _waiting_smoke(locked) as (run, containers):
@@ -292,6 +293,7 @@ def test_a_smoke_run_that_is_cut_short_leaves_no_container(locked: World, number
         assert containers() == set()
 
 
+@pytest.mark.promise("interrupt")
 @pytest.mark.parametrize("after", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.5])
 def test_ctrl_c_at_any_moment_leaves_nothing(smoked: World, after: float) -> None:
     report = smoked.folder / "reports/tiny/1.0.0.json"
@@ -333,6 +335,7 @@ def test_doctor_finds_what_is_wrong(locked: World) -> None:
     assert re.search(r"^fix\s+engine: .*nowhere", ran.out, re.M)
 
 
+@pytest.mark.promise("disk-full")
 def test_a_disk_that_is_too_small_for_the_model(locked: World, engine: Engine) -> None:
     if engine.disk_free() is None:
         pytest.skip("the engine is on another machine: its disk cannot be seen from here")

@@ -715,7 +715,7 @@ def when_bytes(proxy: StreamingProxy, count: int, act: Callable[[], object]) -> 
     proxy.on_bytes = look
 
 
-@pytest.mark.promise("resume", "tags")
+@pytest.mark.promise("resume", "tags", "crash")
 def test_killed_at_random_moments_and_run_again(large: World, proxy: StreamingProxy, tally: Tally) -> None:
     """Each run goes on where the one before was killed; what is finished is not read again."""
     expected = layer_digests(large, large.build_py("publish", "tiny", "--candidate").ok().out.strip())
@@ -762,6 +762,7 @@ def test_killed_at_random_moments_and_run_again(large: World, proxy: StreamingPr
     assert finished_before, "control: some layers were finished before a kill"
 
 
+@pytest.mark.promise("interrupt")
 @pytest.mark.parametrize("share", [0.1, 0.6])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_the_middle(

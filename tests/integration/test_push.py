@@ -549,6 +549,7 @@ def test_a_tag_that_somebody_moves_at_the_last_moment_is_noticed(
         release(image)
 
 
+@pytest.mark.promise("at-once")
 def test_the_same_release_twice_at_the_same_time(release: Releasing, image: LocalImage) -> None:
     def finish_first() -> None:
         release.proxy.before = None

@@ -868,6 +868,7 @@ def small_disk(path: Path, size: str, *options: str) -> Iterator[None]:
         subprocess.run(["umount", str(path)], check=True)
 
 
+@pytest.mark.promise("disk-full")
 def test_a_disk_too_small_is_noticed_at_once(world: World, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "1m"):
         world.bench.destination = tmp_path / "disk" / "models"
@@ -876,6 +877,7 @@ def test_a_disk_too_small_is_noticed_at_once(world: World, tmp_path: Path) -> No
         assert not world.hub.requests()
 
 
+@pytest.mark.promise("disk-full")
 @pytest.mark.parametrize("options", [(), PARALLEL])
 def test_a_disk_that_fills_up(world: World, tmp_path: Path, options: tuple[str, ...]) -> None:
     with small_disk(tmp_path / "disk", "8m"):
@@ -926,7 +928,7 @@ def _children_of(command: Path) -> list[str]:
     return [line for line in running if str(command) in line]
 
 
-@pytest.mark.promise("resume")
+@pytest.mark.promise("resume", "crash")
 @pytest.mark.parametrize("options", [(), PARALLEL])
 def test_killed_and_run_again(world: World, options: tuple[str, ...]) -> None:
     world.hub.faults.add(Fault("delay", "*.safetensors", host="cdn", method="GET", seconds=20))
@@ -973,6 +975,7 @@ def test_hf_transfer_dies_with_its_parent(world: World, tmp_path: Path) -> None:
         _wait_for(lambda: not _children_of(copy / "accelerate.py"))
 
 
+@pytest.mark.promise("interrupt")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_nothing(world: World, number: signal.Signals) -> None:
     world.hub.faults.add(Fault("delay", "*.safetensors", host="cdn", seconds=20))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modelbake.errors import LayoutError, ReadBackMismatch, RegistryError, WrongBytes
+from modelbake.errors import DiskFull, LayoutError, ReadBackMismatch, RegistryError, WrongBytes
 from modelbake.manifest import OCI_MANIFEST, Descriptor, Manifest, digest_of
 from modelbake.stream.flow import TAR
 from modelbake.stream.layout import LayoutRepository
@@ -292,9 +292,9 @@ class TestRefused:
             raise OSError(28, "No space left on device", str(self))
 
         monkeypatch.setattr(Path, "replace", full)
-        with pytest.raises(LayoutError, match="No space left on device"):
+        with pytest.raises(DiskFull, match=r"the disk is full: [\d,]+ bytes needed"):
             layout.put_manifest("2.0.0", manifest)
-        with pytest.raises(LayoutError, match="No space left"):
+        with pytest.raises(DiskFull, match="the disk is full: 4 bytes needed"):
             layout.put(b"more", OCI_CONFIG)
         monkeypatch.undo()
         assert layout.tags() == ["1.0.0"] and leftovers(layout) == []
