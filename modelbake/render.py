@@ -18,54 +18,19 @@ import jinja2
 
 from modelbake.context import Context
 from modelbake.errors import RenderError
+from modelbake.instructions import require_planned
 from modelbake.plan import PLAN_LABEL, BuildPlan, encode_json
+from modelbake.programs import FETCHERS, INSTALLERS, PROGRAMS, RUNTIME_PROGRAMS, SLIMMERS
 from modelbake.requirements import split_requirements
 
-# What of images/ travels with every context. A list, so that nothing lying beside it ever does.
-PROGRAMS = (
-    "builder/accelerate.py",
-    "builder/answers.py",
-    "builder/events.py",
-    "builder/fetch.py",
-    "builder/hub.py",
-    "builder/install.py",
-    "builder/manifest.py",
-    "builder/persistence.py",
-    "builder/pip_errors.py",
-    "builder/requirements.txt",
-    "builder/slim.py",
-    "builder/slim_rules.py",
-    "builder/stub.py",
-    "builder/transfer.py",
-    "builder/tree.py",
-    "start/chat_parameters.py",
-    "start/load_report.py",
-    "builder/venvs.py",
-    "start/model_metrics.py",
-    "start/openai_api.py",
-    "start/probe.py",
-    "start/serving.py",
-    "start/start.py",
-    "start/weight_files.py",
-    "start/weight_headers.py",
-)
-# And with that of a runtime alone.
-_INSTALLERS = ("builder/install.py", "builder/pip_errors.py", "builder/venvs.py")
-_SLIMMERS = ("builder/slim.py", "builder/slim_rules.py", "builder/stub.py")
-RUNTIME_PROGRAMS = tuple(
-    program for program in PROGRAMS if program.startswith("start/") or program in (*_INSTALLERS, *_SLIMMERS)
-)
-# A changed rule of slimming must not fetch weights again, so their stages do not have these.
-_FETCHERS = tuple(
-    program for program in PROGRAMS if program.startswith("builder/") and program not in _SLIMMERS
-)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
 def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     """Render a plan. The same plan, templates and programs give the same bytes.
 
-    Raises RenderError when a template is wrong or a named program does not exist.
+    Raises RenderError when a template is wrong or a named program does not exist, and UnplannedInstruction
+    when the Dockerfile is not what the plan says.
     """
     files = {"manifest.json": plan.manifest(), **_runtime_files(plan, programs, PROGRAMS)}
     for group in plan.groups:
@@ -77,7 +42,9 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     digest = _digest(files)
     # No value can look like this line: `quoted` escapes every quotation mark.
     label, empty = quoted(PLAN_LABEL), quoted("")
-    files["Dockerfile"] = unlabelled.replace(f"{label}={empty}", f"{label}={quoted(digest)}").encode()
+    labelled = unlabelled.replace(f"{label}={empty}", f"{label}={quoted(digest)}")
+    _require_planned(labelled, plan, templates, digest)
+    files["Dockerfile"] = labelled.encode()
     files["sources.json"] = plan.sources()
     return Context(files, digest)
 
@@ -88,7 +55,9 @@ def render_runtime(plan: BuildPlan, *, templates: Path, programs: Path) -> Conte
     Raises as `render` does.
     """
     files = _runtime_files(plan, programs, RUNTIME_PROGRAMS)
-    files["Dockerfile"] = _dockerfile(plan, templates, model=False).encode()
+    dockerfile = _dockerfile(plan, templates, model=False)
+    _require_planned(dockerfile, plan, templates, None)
+    files["Dockerfile"] = dockerfile.encode()
     return Context(files, _digest(files))
 
 
@@ -131,6 +100,11 @@ def _installs(layers: int) -> list[list[str]]:
     return commands
 
 
+def _require_planned(dockerfile: str, plan: BuildPlan, templates: Path, digest: str | None) -> None:
+    subject = str(templates / "Dockerfile.j2")
+    require_planned(dockerfile, plan, layers=len(_layers(plan)), digest=digest, subject=subject)
+
+
 def _digest(files: Mapping[str, bytes]) -> str:
     lines = [f"{hashlib.sha256(files[path]).hexdigest()} {path}\n" for path in sorted(files)]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
@@ -143,9 +117,9 @@ def _dockerfile(plan: BuildPlan, templates: Path, *, model: bool) -> str:
             plan=plan,
             model=model,
             installs=_installs(len(_layers(plan))),
-            installers=_INSTALLERS,
-            slimmers=_SLIMMERS,
-            fetchers=_FETCHERS,
+            installers=INSTALLERS,
+            slimmers=SLIMMERS,
+            fetchers=FETCHERS,
         )
     except jinja2.TemplateError as error:
         where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"

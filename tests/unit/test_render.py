@@ -12,7 +12,8 @@ import pytest
 from modelbake.context import Context
 from modelbake.errors import RenderError
 from modelbake.plan import BuildPlan
-from modelbake.render import PROGRAMS, exec_form, quoted, render
+from modelbake.programs import PROGRAMS
+from modelbake.render import exec_form, quoted, render
 from modelbake.runtime import SlimEntry
 from tests.unit.planning import planned
 
