@@ -150,7 +150,7 @@ def _instructions(source: _Source, escape: str) -> Iterator[Instruction]:
     while taken := source.logical_line():
         number, text = taken
         _no_unusual_space(number, text, escape)
-        keyword, _, rest = text.strip().replace("\t", " ", 1).partition(" ")
+        keyword, rest = (*re.split(r"[ \t]+", text.strip(), maxsplit=1), "")[:2]
         keyword = keyword.upper() if keyword.isascii() else keyword
         flags, rest = _flags(number, rest.strip())
         try:
@@ -229,7 +229,7 @@ def _pairs(number: int, rest: str, escape: str) -> Iterator[Word]:
 
 
 def _heredocs(number: int, rest: str) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each here-document that begins in a text, and whether its end may stand behind tabs."""
+    """Yield the name of each here-document that begins in a text, and whether tabs may precede its end."""
     others = []
     for word in rest.split():
         if match := _HEREDOC.fullmatch(word):
