@@ -22,7 +22,9 @@ from modelbake.instructions import require_planned
 from modelbake.plan import PLAN_LABEL, BuildPlan, encode_json
 from modelbake.programs import FETCHERS, INSTALLERS, PROGRAMS, RUNTIME_PROGRAMS, SLIMMERS
 from modelbake.requirements import split_requirements
+from modelbake.smallfile import read_small
 
+LARGEST_FILE = 256 * 1024 * 1024  # bytes of a file of the context, which is made in memory
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
@@ -160,6 +162,6 @@ def _one_line(value: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_small(path, LARGEST_FILE)
     except OSError as error:
         raise RenderError(f"cannot read ({error.strerror})", subject=str(path)) from error

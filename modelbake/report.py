@@ -17,6 +17,7 @@ from modelbake import grammar
 from modelbake.errors import ReportMissing, SmokeError
 from modelbake.lockfile import replace_file
 from modelbake.records import Digest, Record, json_digest, parse
+from modelbake.smallfile import read_small
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
@@ -184,8 +185,7 @@ def find_report(root: Path, model: str, version: str) -> Report | None:
     path = report_path(root, model, version)
     hint = f"`build.py smoke {model}` writes it"
     try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_REPORT + 1)
+        raw = read_small(path, LARGEST_REPORT)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -31,7 +31,7 @@ from tests.conftest import Tally
 from tests.promises import cases
 from tests.unit import whole_documents
 from tests.unit.buildkit_reading import by_buildkit
-from tests.unit.hostile import HOSTILE, PLACES, TEXTS, placed, watched
+from tests.unit.hostile_text import HOSTILE, PLACES, TEXTS, placed, watched
 from tests.unit.whole_documents import as_yaml, strings, text_at, with_text
 
 MODELS = whole_documents.models_file()
@@ -59,13 +59,13 @@ class Case:
         (self.folder / "canary.txt").write_text(CANARY)
         home = self.folder / "images/embeddings"
         home.mkdir(parents=True)
+        (home / "requirements.txt").write_text(REQUIREMENTS)
         for name in self.app_files:
             # A file of the hostile name, where there can be one: then only the grammar keeps it out.
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, RecursionError):
                 if (home / name).resolve().is_relative_to(home):
                     (home / name).parent.mkdir(parents=True, exist_ok=True)
                     (home / name).write_text("# app\n")
-        (home / "requirements.txt").write_text(REQUIREMENTS)
         (home / "runtime.yaml").write_bytes(as_yaml(self.runtime))
         (self.folder / "models.yaml").write_bytes(as_yaml(self.models))
         with suppress(ConfigError):
