@@ -17,6 +17,7 @@
     |   +-- WrongBytes           27   a file's bytes are not the locked ones
     |   +-- NotConvertible       28   a pickle that `convert` is asked for cannot become safetensors
     +-- RenderError              30   a template or a build context cannot be made
+    |   +-- UnplannedInstruction 31   the Dockerfile has an instruction that the plan has not, or lacks one
     +-- EngineError              40   the Docker engine answered something we cannot use
     |   +-- EngineNotFound       41   no engine answers
     |   +-- EngineTooOld         42   the engine lacks BuildKit features that the Dockerfile needs
@@ -162,6 +163,12 @@ class RenderError(ModelbakeError):
     """A template or a build context cannot be made."""
 
     exit_code = 30
+
+
+class UnplannedInstruction(RenderError):
+    """The rendered Dockerfile has other instructions than the plan says, so no engine may see it."""
+
+    exit_code = 31
 
 
 class EngineError(ModelbakeError):

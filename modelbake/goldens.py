@@ -21,6 +21,7 @@ from modelbake import grammar
 from modelbake.diskspace import saying_full
 from modelbake.errors import GoldenError
 from modelbake.records import Digest, Record, json_digest, parse
+from modelbake.smallfile import read_small
 from modelbake.writing import replace_file
 
 if TYPE_CHECKING:
@@ -89,14 +90,11 @@ def read_goldens(root: Path, model: str) -> Goldens:
     path = goldens_path(root, model)
     hint = f"restore it with git, or delete it and run {remedy(model)}"
     try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST + 1)
+        raw = read_small(path, _LARGEST)
     except (FileNotFoundError, NotADirectoryError):
         return Goldens()
     except OSError as error:
-        raise GoldenError(f"cannot be read ({error.strerror})", subject=str(path)) from error
-    if len(raw) > _LARGEST:
-        raise GoldenError(f"is larger than {_LARGEST} bytes", subject=str(path), hint=hint)
+        raise GoldenError(f"cannot be read ({error.strerror})", subject=str(path), hint=hint) from error
     try:
         found = _File.model_validate(parse(raw))
     except ValidationError as error:

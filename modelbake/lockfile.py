@@ -6,9 +6,7 @@ What `write_lock` writes, `read_lock` gives back; what it would never write, `re
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -19,6 +17,7 @@ from modelbake import writing
 from modelbake.errors import LockError
 from modelbake.grammar import HUB, NAME, PATTERN, REVISION, SOURCE, Grammar, holds_a_secret
 from modelbake.locked import Conversion, Lock, LockedFile, LockedModel
+from modelbake.smallfile import NotRegular, TooLarge, read_small
 from modelbake.weightpath import conflicting_paths, path_problem, shown
 
 SCHEMA = 1
@@ -165,15 +164,13 @@ def decode_lock(content: bytes, *, subject: str = "models.lock", replacing: Cont
 
 
 def _read_bytes(path: Path) -> bytes:
-    # O_NONBLOCK: opening a named pipe must not wait for somebody to write.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise LockError("is not a regular file", subject=str(path))
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise LockError(f"is larger than {MAX_FILE_BYTES:,} bytes", subject=str(path), hint=_REMEDY_ALL)
-    return content
+    try:
+        return read_small(path, MAX_FILE_BYTES)
+    except NotRegular as error:
+        raise LockError("is not a regular file", subject=str(path)) from error
+    except TooLarge as error:
+        problem = f"is larger than {MAX_FILE_BYTES:,} bytes"
+        raise LockError(problem, subject=str(path), hint=_REMEDY_ALL) from error
 
 
 def _parse(content: bytes) -> Any:
@@ -191,6 +188,8 @@ def _parse(content: bytes) -> Any:
         raise _Problem(f"line {error.lineno}, column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise _Problem("is nested too deeply") from None
+    except MemoryError:  # empty objects take thirty times the bytes that the file has
+        raise _Problem("needs more memory than there is") from None
     except ValueError:  # an integer of thousands of digits
         raise _Problem("holds a number that is out of range") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,16 @@ from typing import Any, TextIO
 
 from modelbake.credentials import Redactor
 from modelbake.errors import UsageError
+
+# What a terminal acts on, or shows in another place than it stands: controls, marks of direction, no width.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]"
+)
+
+
+def visible(text: str) -> str:
+    """Return a text with escapes, also JSON's, in place of what would do something to a terminal."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class Output:
@@ -45,11 +56,11 @@ class Output:
 
     def result(self, text: str) -> None:
         """Print one line of result."""
-        self._print_result(self.redactor(text))
+        self._print_result(visible(self.redactor(text)))
 
     def result_json(self, document: Any) -> None:
         """Print a JSON document as the result."""
-        text = json.dumps(self._masked(document), indent=2, sort_keys=True, ensure_ascii=False)
+        text = visible(json.dumps(self._masked(document), indent=2, sort_keys=True, ensure_ascii=False))
         self._print_result(text)
 
     def event(self, event: str, message: str, *, level: str = "info", **fields: Any) -> None:
@@ -60,7 +71,7 @@ class Output:
             line = json.dumps(self._masked(record), ensure_ascii=False, default=str)
         else:
             line = self.redactor(message if level == "info" else f"{level}: {message}")
-        self.write_line(line)
+        self.write_line(visible(line))
 
     def audit(
         self, *, source: str, file: str, bytes: int, attempts: int, sha256: str, seconds: float

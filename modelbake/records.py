@@ -28,12 +28,17 @@ def parse(text: str | bytes) -> Any:
 
     Python's own reader takes NaN and Infinity, makes infinity of 1e999, and keeps the last of two equal keys.
 
+    Bytes are UTF-8 without a byte order mark; Python's reader guesses, and takes half characters.
+
     Raises:
         ValueError: it is none, or has one of these.
         RecursionError: it is nested too deeply.
     """
     return json.loads(
-        text, object_pairs_hook=_without_duplicates, parse_constant=refuse_constant, parse_float=_finite
+        text.decode() if isinstance(text, bytes) else text,
+        object_pairs_hook=_without_duplicates,
+        parse_constant=refuse_constant,
+        parse_float=_finite,
     )
 
 

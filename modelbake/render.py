@@ -18,74 +18,36 @@ import jinja2
 
 from modelbake.context import Context
 from modelbake.errors import RenderError
+from modelbake.instructions import require_planned, require_planned_conversion
 from modelbake.plan import PLAN_LABEL, BuildPlan, ConversionPlan, WeightGroup, encode_json
+from modelbake.programs import (
+    ADMITS,
+    BASICS,
+    CONVERTS,
+    FETCHERS,
+    INSTALLERS,
+    PROGRAMS,
+    RUNTIME_PROGRAMS,
+    SLIMMERS,
+)
 from modelbake.requirements import split_requirements
+from modelbake.smallfile import read_small
 
-# What of images/ travels with every context. A list, so that nothing lying beside it ever does.
-PROGRAMS = (
-    "builder/accelerate.py",
-    "builder/addresses.py",
-    "builder/answers.py",
-    "builder/events.py",
-    "builder/fetch.py",
-    "builder/hub.py",
-    "builder/install.py",
-    "builder/manifest.py",
-    "builder/persistence.py",
-    "builder/pip_errors.py",
-    "builder/requirements.txt",
-    "builder/samples.py",
-    "builder/slim.py",
-    "builder/slim_rules.py",
-    "builder/stub.py",
-    "builder/transfer.py",
-    "builder/tree.py",
-    "start/chat_parameters.py",
-    "start/chat_service.py",
-    "start/load_report.py",
-    "builder/venvs.py",
-    "start/model_metrics.py",
-    "start/openai_api.py",
-    "start/probe.py",
-    "start/serving.py",
-    "start/start.py",
-    "start/weight_files.py",
-    "start/weight_headers.py",
-    "start/weight_sample.py",
-)
-# And with one that converts.
-_CONVERTS = ("builder/convert.py", "builder/requirements.converter.txt", "builder/state_dict.py")
-_ADMITS = "builder/admit.py"
-CONVERTERS = (*_CONVERTS, _ADMITS)
-# And with that of a runtime alone.
-_INSTALLERS = ("builder/install.py", "builder/pip_errors.py", "builder/venvs.py")
-_SLIMMERS = ("builder/slim.py", "builder/slim_rules.py", "builder/stub.py")
-RUNTIME_PROGRAMS = tuple(
-    program for program in PROGRAMS if program.startswith("start/") or program in (*_INSTALLERS, *_SLIMMERS)
-)
-# A changed rule of slimming must not fetch weights again, so their stages do not have these.
-_FETCHERS = (
-    *(program for program in PROGRAMS if program.startswith("builder/") and program not in _SLIMMERS),
-    "start/weight_sample.py",
-)
-# What these stages have beside what they fetch or convert with.
-_BASICS = (
-    *("builder/events.py", "builder/manifest.py", "builder/samples.py", "builder/tree.py"),
-    "start/weight_sample.py",
-)
+LARGEST_FILE = 256 * 1024 * 1024  # bytes of a file of the context, which is made in memory
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
 
 def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     """Render a plan. The same plan, templates and programs give the same bytes.
 
-    Raises RenderError when a template is wrong or a named program does not exist.
+    Raises RenderError when a template is wrong or a named program does not exist, and UnplannedInstruction
+    when the Dockerfile is not what the plan says.
     """
     files = {"manifest.json": plan.manifest(), **_runtime_files(plan, programs, PROGRAMS)}
     files |= _manifests(plan.groups)
     if plan.conversion is not None:
         files |= _conversion_files(plan.conversion, programs)
-        files |= {_ADMITS: _read(programs / _ADMITS)}
+        files |= {ADMITS: _read(programs / ADMITS)}
     # The image names in a label what it was built of, so that `smoke` and `push` know one of another plan.
     # Where the bytes come from is no part of it: another mirror makes the same image.
     unlabelled = _dockerfile(templates, "image", plan=plan, conversion=plan.conversion)
@@ -93,7 +55,9 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
     digest = _digest(files)
     # No value can look like this line: `quoted` escapes every quotation mark.
     label, empty = quoted(PLAN_LABEL), quoted("")
-    files["Dockerfile"] = unlabelled.replace(f"{label}={empty}", f"{label}={quoted(digest)}").encode()
+    labelled = unlabelled.replace(f"{label}={empty}", f"{label}={quoted(digest)}")
+    _require_planned(labelled, plan, templates, digest)
+    files["Dockerfile"] = labelled.encode()
     files["sources.json"] = plan.sources()
     return Context(files, digest)
 
@@ -104,7 +68,9 @@ def render_runtime(plan: BuildPlan, *, templates: Path, programs: Path) -> Conte
     Raises as `render` does.
     """
     files = _runtime_files(plan, programs, RUNTIME_PROGRAMS)
-    files["Dockerfile"] = _dockerfile(templates, "runtime", plan=plan, conversion=None).encode()
+    dockerfile = _dockerfile(templates, "runtime", plan=plan, conversion=None)
+    _require_planned(dockerfile, plan, templates, None)
+    files["Dockerfile"] = dockerfile.encode()
     return Context(files, _digest(files))
 
 
@@ -114,16 +80,18 @@ def render_conversion(conversion: ConversionPlan, *, templates: Path, programs: 
     They are the same as those of the image, so that a build finds in the engine's cache what `lock` has made.
     Raises as `render` does.
     """
-    wanted = (*_INSTALLERS, *_FETCHERS)
+    wanted = (*INSTALLERS, *FETCHERS)
     files = {program: _read(programs / program) for program in wanted}
     files |= _conversion_files(conversion, programs)
-    files["Dockerfile"] = _dockerfile(templates, "conversion", plan=None, conversion=conversion).encode()
+    dockerfile = _dockerfile(templates, "conversion", plan=None, conversion=conversion)
+    require_planned_conversion(dockerfile, conversion, subject=str(templates / "Dockerfile.j2"))
+    files["Dockerfile"] = dockerfile.encode()
     files["sources.json"] = conversion.sources
     return Context(files, _digest(files))
 
 
 def _conversion_files(conversion: ConversionPlan, programs: Path) -> dict[str, bytes]:
-    files = {program: _read(programs / program) for program in _CONVERTS}
+    files = {program: _read(programs / program) for program in CONVERTS}
     files["convert.json"] = conversion.instructions
     return files | _manifests(conversion.groups)
 
@@ -171,6 +139,11 @@ def _installs(layers: int) -> list[list[str]]:
     return commands
 
 
+def _require_planned(dockerfile: str, plan: BuildPlan, templates: Path, digest: str | None) -> None:
+    subject = str(templates / "Dockerfile.j2")
+    require_planned(dockerfile, plan, layers=len(_layers(plan)), digest=digest, subject=subject)
+
+
 def _digest(files: Mapping[str, bytes]) -> str:
     lines = [f"{hashlib.sha256(files[path]).hexdigest()} {path}\n" for path in sorted(files)]
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
@@ -188,10 +161,10 @@ def _dockerfile(
             conversion=conversion,
             base=plan.base if plan is not None else conversion and conversion.base,
             installs=_installs(len(_layers(plan))) if plan is not None else [],
-            installers=_INSTALLERS,
-            slimmers=_SLIMMERS,
-            fetchers=_FETCHERS,
-            basics=_BASICS,
+            installers=INSTALLERS,
+            slimmers=SLIMMERS,
+            fetchers=FETCHERS,
+            basics=BASICS,
         )
     except jinja2.TemplateError as error:
         where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"
@@ -232,6 +205,6 @@ def _one_line(value: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_small(path, LARGEST_FILE)
     except OSError as error:
         raise RenderError(f"cannot read ({error.strerror})", subject=str(path)) from error

@@ -17,6 +17,7 @@ from modelbake import grammar
 from modelbake.diskspace import saying_full
 from modelbake.errors import ReportMissing, SmokeError
 from modelbake.records import Digest, Record, json_digest, parse
+from modelbake.smallfile import read_small
 from modelbake.writing import replace_file
 
 if TYPE_CHECKING:
@@ -190,8 +191,7 @@ def find_report(root: Path, model: str, version: str) -> Report | None:
     path = report_path(root, model, version)
     hint = f"`build.py smoke {model}` writes it"
     try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_REPORT + 1)
+        raw = read_small(path, LARGEST_REPORT)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -19,11 +19,13 @@ from modelbake.config import Config, ModelSpec
 from modelbake.errors import ConfigError, RenderError
 from modelbake.requirements import read_requirements, unhashed
 from modelbake.scalars import quoted
+from modelbake.smallfile import read_small
 from modelbake.validation import Entry, Number, Text, did_you_mean, validate
 from modelbake.yamlfile import KeyPath, Problem, YamlFile, raise_problems, read_yaml
 
 Build = Literal["cuda", "cpu"]
 RUNTIME_FILE = "runtime.yaml"
+_LARGEST_REQUIREMENTS = 16 * 1024 * 1024  # bytes
 # What start.py takes in place of a server's command; it compares everything, whatever `verify:` says.
 VERIFY_ONLY = ("--verify",)
 
@@ -230,7 +232,7 @@ def _wrong_packages(file: YamlFile, directory: Path) -> list[Problem]:
         if not _is_own_file(directory, name):
             continue  # others say what is wrong with it
         try:
-            texts[name] = (directory / name).read_text(encoding="utf-8")
+            texts[name] = read_small(directory / name, _LARGEST_REQUIREMENTS).decode()
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             problems.append(file.problem(("builds", build), f"{quoted(name)} cannot be read: {why}"))

@@ -5,7 +5,8 @@ These classes mirror the file. `modelbake.config` turns them into what the progr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -232,6 +233,10 @@ class Limits(Entry):
     )
 
 
+def _twice(names: Iterable[str | None]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if name is not None and count > 1)
+
+
 class SmokeEntry(Entry):
     """How the built image is tried out before it may be pushed."""
 
@@ -261,11 +266,10 @@ class SmokeEntry(Entry):
 
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
-        names = [check.name for check in self.checks if check.name is not None]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := _twice(check.name for check in self.checks):
             raise refusal(f"two checks have the name {quoted(twice[0])}")
-        goldens = [golden for check in self.checks for golden in map(golden_of, check.expect.values())]
-        if twice := sorted({name for name in goldens if name is not None and goldens.count(name) > 1}):
+        goldens = (golden for check in self.checks for golden in map(golden_of, check.expect.values()))
+        if twice := _twice(goldens):
             raise refusal(f"golden {quoted(twice[0])} is named twice; give each answer a golden of its own")
         return self
 

@@ -10,8 +10,7 @@ Problems that leave the rest of the file readable are collected, so that one run
 from __future__ import annotations
 
 import re
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ import yaml
 
 from modelbake.errors import ConfigError
 from modelbake.scalars import is_text, plain_value, quoted
+from modelbake.smallfile import NotRegular, TooLarge, read_small
 
 LARGEST_FILE = 1024 * 1024  # bytes
 DEEPEST = 50  # levels of nesting
+MOST_SHOWN = 10_000  # problems of one file
 
 KeyPath = tuple[str | int, ...]
 
@@ -119,8 +120,13 @@ def raise_problems(
 ) -> None:
     """Raise one error of a kind with all problems in the order of the file; return if there are none."""
     if problems:
-        lines = dict.fromkeys(f"{path}:{problem}" for problem in sorted(problems))
-        raise kind("\n".join(lines))
+        raise kind(_listed(path, problems))
+
+
+def _listed(path: Path, problems: Sequence[Problem]) -> str:
+    lines = list(dict.fromkeys(f"{path}:{problem}" for problem in sorted(problems)))
+    more = len(lines) - MOST_SHOWN
+    return "\n".join([*lines[:MOST_SHOWN], *([f"{path}: and {more} more"] if more > 0 else [])])
 
 
 def read_yaml(path: Path, *, hint: str = "") -> YamlFile:
@@ -129,12 +135,13 @@ def read_yaml(path: Path, *, hint: str = "") -> YamlFile:
     `hint` says what to do where there is no such file.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError("not a regular file", subject=str(path))
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
+        content = read_small(path, LARGEST_FILE)
     except FileNotFoundError as error:
         raise ConfigError("no such file", subject=str(path), hint=hint) from error
+    except (NotRegular, IsADirectoryError) as error:
+        raise ConfigError("not a regular file", subject=str(path)) from error
+    except TooLarge as error:
+        raise ConfigError("larger than 1 MiB", subject=str(path)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot be read: {reason}", subject=str(path)) from error
@@ -198,7 +205,7 @@ class _Parser:
         return YamlFile(self._path, data, root, tuple(self._problems), frozenset(self._refused))
 
     def _text(self) -> str:
-        return "\n".join(f"{self._path}:{problem}" for problem in sorted(self._problems))
+        return _listed(self._path, self._problems)
 
     def _fatal(self, event: Any, at: KeyPath, message: str) -> ConfigError:
         self._refuse(event, at, message)

@@ -12,7 +12,8 @@ import pytest
 from modelbake.context import Context
 from modelbake.errors import RenderError
 from modelbake.plan import BuildPlan
-from modelbake.render import CONVERTERS, PROGRAMS, exec_form, quoted, render, render_conversion
+from modelbake.programs import CONVERTERS, PROGRAMS
+from modelbake.render import exec_form, quoted, render, render_conversion
 from modelbake.runtime import SlimEntry
 from tests.unit.planning import converting, planned
 
