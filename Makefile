@@ -38,7 +38,7 @@ pins: $(STAMP) ## compile every hash-pinned requirements file again
 schema: $(STAMP) ## write models.schema.json again
 	$(BIN)/python build.py check --schema models.schema.json
 
-clean: ## stop what scripts/engine and scripts/registry started, remove what was made here
+clean: ## stop what scripts/engine and scripts/registry started, remove what was made here; images and .venv stay
 	-scripts/registry down
 	-scripts/engine down
 	rm -rf .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -24,6 +24,7 @@ from modelbake import __version__
 from modelbake.errors import Interrupted, ModelbakeError, UsageError
 from modelbake.output import Output
 from modelbake.process import forbid_core_dumps, secrets_withheld
+from modelbake.wording import USUAL_FILE, wording
 from modelbake.workspace import Workspace
 
 VERBS = (
@@ -70,6 +71,7 @@ def _run(argv: Sequence[str], output: Output) -> int:
         signal.signal(signal.SIGHUP, _interrupt)
     try:
         args = _parser().parse_args(argv)
+        output.wording = wording(args.file, args.images)
         workspace = Workspace(file=args.file, **({"images": args.images} if args.images else {}))
         importlib.import_module(f"modelbake.verbs.{args.verb}").run(args, workspace, output)
         return 0
@@ -115,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         module.arguments(
             verbs.add_parser(name, help=module.SUMMARY, description=module.__doc__, parents=[after])
         )
-    parser.set_defaults(file=Path("models.yaml"), images=None, log_format="text")
+    parser.set_defaults(file=USUAL_FILE, images=None, log_format="text")
     return parser
 
 

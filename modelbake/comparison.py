@@ -29,7 +29,7 @@ _FACTS = {
     "source": LABEL_PREFIX + "source",
     "commit": LABEL_PREFIX + "commit",
     "lock": LOCK_LABEL,
-    "plan": PLAN_LABEL,
+    "build context": PLAN_LABEL,
     "built for": LABEL_PREFIX + "device",
 }
 _LONGEST = 60  # characters of what a layer was made by

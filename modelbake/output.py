@@ -51,12 +51,13 @@ class Output:
                 stream.reconfigure(errors="backslashreplace")  # a file name need not be text
         self.log_format = log_format
         self.redactor = redactor or Redactor()
+        self.wording: Callable[[str], str] = lambda text: text  # see wording.py; set once options are known
         self.write_line: Callable[[str], None] = self._plain_line  # replaced while bars are drawn
         self.live = log_format == "text" and self.stderr.isatty()
 
     def result(self, text: str) -> None:
         """Print one line of result."""
-        self._print_result(visible(self.redactor(text)))
+        self._print_result(visible(self.redactor(self.wording(text))))
 
     def result_json(self, document: Any) -> None:
         """Print a JSON document as the result."""
@@ -64,7 +65,10 @@ class Output:
         self._print_result(text)
 
     def event(self, event: str, message: str, *, level: str = "info", **fields: Any) -> None:
-        """Log one event: `message` for people, `event` and `fields` (JSON values) for machines."""
+        """Log one event: `message` and `hint` for people, `event` and `fields` (JSON values) for machines."""
+        message = self.wording(message)
+        if isinstance(hint := fields.get("hint"), str):
+            fields["hint"] = self.wording(hint)
         if self.log_format == "json":
             moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             record = {"time": moment, "level": level, "event": event, "message": message, **fields}

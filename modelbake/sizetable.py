@@ -62,7 +62,7 @@ def in_words(told: Mapping[str, Any]) -> list[str]:
     """Return the document as lines for people."""
     limit = f" of at most {told['max_size']}" if told["max_size"] else ""
     lines = [
-        f"{told['model']} {told['version']}: {_mb(told['bytes'])} unpacked{limit}",
+        f"{told['model']} {told['version']}: {_amount(told['bytes'])} unpacked{limit}",
         "layers, bottom first",
     ]
     lines += [_row(layer["bytes"], layer["step"][:_STEP]) for layer in told["layers"]]
@@ -73,8 +73,8 @@ def in_words(told: Mapping[str, Any]) -> list[str]:
         lines.append(_row(sum(size for _, size in more), f"{len(more)} more (--json has all)"))
     if naive := told["naive_bytes"]:
         share = told["installed_bytes"] / naive
-        installed = _mb(told["installed_bytes"])
-        lines.append(f"all packages: {installed}, {share:.2f} of the {_mb(naive)} of a plain pip install")
+        installed = _amount(told["installed_bytes"])
+        lines.append(f"all packages: {installed}, {share:.2f} of the {_amount(naive)} of a plain pip install")
     if told["cuda_libraries"]:
         lines.append("CUDA libraries")
         lines += [_library(library) for library in told["cuda_libraries"]]
@@ -97,12 +97,15 @@ def _changes(packages: Mapping[str, int]) -> str:
 
 
 def _row(size: int, text: str) -> str:
-    return f"  {_mb(size):>12}  {text}"
+    return f"  {_amount(size):>12}  {text}"
 
 
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _amount(size: int) -> str:
+    """Return bytes for people: MB, to be compared with each other, and of what has none something smaller."""
+    if size >= 100_000:
+        return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e3:.1f} kB" if size >= 1000 else f"{size} B"
 
 
 def _signed(size: int) -> str:
-    return f"{size / 1e6:+,.1f} MB"
+    return f"{'-' if size < 0 else '+'}{_amount(abs(size))}"

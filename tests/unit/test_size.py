@@ -242,11 +242,15 @@ def test_the_table_names_layers_packages_duplicates_and_what_changed() -> None:
     assert told["previous"]["packages"]["heavy"] == now.packages["heavy 1.0"]
     assert told["previous"]["packages"][WEIGHTS] == 8900
     text = "\n".join(in_words(told))
-    assert "minilm 1.0.0: 0.0 MB unpacked of at most 6 GB" in text
+    assert "minilm 1.0.0: 15.9 kB unpacked of at most 6 GB" in text
     assert f"duplicate: libcudart.so.12 is there 2 times: /{SITE}/nvidia" in text
-    assert f"{told['installed_bytes'] / 10_000:.2f} of the 0.0 MB of a plain pip install" in text
-    assert "since 0.9.0: +0.0 MB ((weights) +0.0 MB" in text
+    assert f"{told['installed_bytes'] / 10_000:.2f} of the 10.0 kB of a plain pip install" in text
+    assert "since 0.9.0: +15.8 kB ((weights) +8.9 kB" in text
     alone = "\n".join(in_words(document(plan, "sha256:1", then, None, None)))
+    assert "        100 B  " in alone
+    large = {**told, "bytes": 99_999, "previous": {**told["previous"], "bytes": 12_345_678_900}}
+    assert in_words(large)[0].startswith("minilm 1.0.0: 100.0 kB unpacked")
+    assert "since 0.9.0: -12,345.6 MB (" in in_words(large)[-1]
     assert "duplicate" not in alone
     assert "since" not in alone
     assert "pip install" not in alone
