@@ -38,11 +38,13 @@ NAME = "org/model"
 QUICK = Patience(
     busy_attempts=4, first_wait=0.01, longest_wait=1, connect=2, read=0.6, answer=1.5, listing=3.0
 )
+CALM = Patience(busy_attempts=4, first_wait=0.01, longest_wait=1, connect=10, read=10, answer=20)
 # For attempts and bytes that do not come, seconds instead of minutes.
 HURRIED = ("--patience", "2", "--attempts", "3", "--read-timeout", "1", "--connect-timeout", "2")
-LONGEST = (
-    60.0  # seconds; a reader that is not done by then hangs: all its limits together are a third of that
-)
+# The same where nothing is meant to be late, on a machine that has other things to do.
+UNHURRIED = ("--patience", "2", "--attempts", "3", "--read-timeout", "6")
+# Seconds; a reader that is not done by then hangs: all its limits together are a third of that.
+LONGEST = 60.0
 _Result = TypeVar("_Result")
 
 
@@ -59,8 +61,8 @@ class Case:
     files: Mapping[str, bytes]
     folder: Path
     token: str | None = TOKEN
-    options: tuple[str, ...] = HURRIED
-    patience: Patience = QUICK
+    options: tuple[str, ...] = UNHURRIED
+    patience: Patience = CALM
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -21,6 +21,7 @@ from tests.unit.hostile.readers import (
     NAME,
     READERS,
     TOKEN,
+    UNHURRIED,
     Case,
     Refused,
     ends,
@@ -112,7 +113,7 @@ def test_whatever_is_served_only_the_locked_bytes_are_accepted(
         chance = random.Random(f"{reader} {seed}")
         hub.faults.clear()
         hub.faults.add(*damage(hub, chance, hashed))
-        case.options = (*case.options[:8], *(("--ranges-from", "65536") if chance.random() < 0.5 else ()))
+        case.options = (*UNHURRIED, *(("--ranges-from", "65536") if chance.random() < 0.5 else ()))
         try:
             taken = outcome(READERS[reader], case)
             require_right(taken, case)
