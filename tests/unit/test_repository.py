@@ -52,6 +52,7 @@ def _ignored(paths: list[str]) -> set[str]:
     return set(asked.stdout.splitlines())
 
 
+@pytest.mark.promise("commit")
 def test_git_ignores_weights_secrets_and_caches() -> None:
     assert set(NEVER) - _ignored(NEVER) == set()
     assert set(NEVER_AT_THE_TOP) - _ignored(NEVER_AT_THE_TOP) == set()
@@ -59,6 +60,7 @@ def test_git_ignores_weights_secrets_and_caches() -> None:
     assert set(deep) - _ignored(deep) == set()
 
 
+@pytest.mark.control("commit")
 def test_git_keeps_what_belongs_in_the_repository() -> None:
     assert _ignored(KEPT) == set()
 
@@ -80,6 +82,7 @@ def _example(pattern: str) -> str:
     return f"{path}file" if path.endswith("/") else path
 
 
+@pytest.mark.promise("commit")
 def test_docker_build_by_hand_sends_nothing_private() -> None:
     """`.dockerignore` excludes all, then names what may travel; what git ignores stays out even there."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
