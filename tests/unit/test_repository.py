@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.promises import PROMISES
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 WEIGHTS = [
     "bin", "caffemodel", "ckpt", "data-00000-of-00001", "dduf", "engine", "ggml", "gguf", "h5", "hdf5",
@@ -153,6 +155,24 @@ def test_readme_names_every_verb_and_every_runtime() -> None:
         assert re.search(rf"^\| `{verb}\b", readme, re.M), verb
     for runtime in list_runtimes(ROOT / "images"):
         assert re.search(rf"^\| `{runtime}`", readme, re.M), runtime
+
+
+def test_the_security_document_names_every_promise_in_its_words() -> None:
+    rows = (ROOT / "docs/security.md").read_text()
+    for key, promise in PROMISES.items():
+        assert f"\n| `{key}` | {promise} |" in rows, key
+
+
+def test_links_of_documents_lead_somewhere() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    links = [
+        (document, link)
+        for document in documents
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text())
+        if not link.startswith(("http://", "https://"))
+    ]
+    assert len(links) > 10
+    assert [link for document, link in links if not (document.parent / link).exists()] == []
 
 
 def test_the_documented_version_is_one() -> None:
