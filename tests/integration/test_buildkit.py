@@ -474,6 +474,7 @@ def test_buildx_and_a_session_build_the_same_layers(
     assert layers[0] == layers[1]
 
 
+@pytest.mark.promise("token-leak")
 def test_secrets_reach_buildx_in_memory_only(
     sessionless: tuple[Bench, EngineProxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.integration.conftest import second_engine
+from tests.integration.test_run_time import FACTS, STRICT, facts_of, locked_down
 from tests.integration.world import World
 from tests.servers.environment import ROOT
 from tests.servers.minilm import minilm
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.engine
 TEXTS = ["hello", "The weights are in the image.", "Ein längerer Satz, mit Umlauten: äöü.", "数字 42"]
 
 
+@pytest.mark.promise("run-time")
 def test_the_pulled_image_gives_the_models_own_embeddings(world: World) -> None:
     sentence_transformers = pytest.importorskip(
         "sentence_transformers", reason="`make test` installs requirements/reference.txt"
@@ -53,12 +55,13 @@ def test_the_pulled_image_gives_the_models_own_embeddings(world: World) -> None:
         {"port": 8000, "requests": [{"method": "POST", "path": "/v1/embeddings", "body": {"input": TEXTS}}]}
     )
     name = f"modelbake-test-{world.namespace}"
-    strict = ["--read-only", "--cap-drop", "ALL", "--network", "none", "--tmpfs", "/tmp"]
+    strict = [*STRICT, "--network", "none"]
     try:
         world.docker("run", "--detach", "--name", name, *strict, reference, host=elsewhere).ok()
         _wait_until_ready(world, name, elsewhere)
         probe = ["exec", name, "/opt/venv/bin/python", "/modelbake/probe.py", request]
         answer = json.loads(world.docker(*probe, host=elsewhere).ok().out)["responses"][0]
+        locked_down(facts_of(world.docker("exec", name, "/opt/venv/bin/python", "-c", FACTS, host=elsewhere)))
     finally:
         world.docker("rm", "--force", name, host=elsewhere)
         world.docker("rmi", reference, host=elsewhere)

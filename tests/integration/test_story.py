@@ -50,6 +50,7 @@ def test_a_private_model_becomes_an_image_in_a_private_registry(world: World) ->
     assert not [name for name in names if world.namespace in name], "no candidate tag stays on the engine"
 
 
+@pytest.mark.promise("start")
 def test_the_image_runs_as_production_would_and_refuses_changed_weights(world: World) -> None:
     world.repo("acme/tiny")
     world.models(tiny={"env": {"GREETING": "hello $HOME"}, "verify": "quick"})

@@ -14,6 +14,7 @@ from modelbake.errors import UsageError
 CANARY = "hf_canary0123456789"
 
 
+@pytest.mark.promise("token-leak")
 def test_a_secret_shows_itself_to_nobody_who_prints_it() -> None:
     secret = Secret(CANARY)
     shown = [
@@ -33,6 +34,7 @@ def test_a_secret_shows_itself_to_nobody_who_prints_it() -> None:
     assert CANARY in f"{secret.reveal()}", "control: the search does find a secret that is revealed"
 
 
+@pytest.mark.promise("token-leak")
 def test_a_secret_is_not_pickled_or_copied_by_accident() -> None:
     with pytest.raises(TypeError):
         pickle.dumps(Secret(CANARY))

@@ -147,6 +147,7 @@ def test_the_literal_key_wins_over_others_that_mean_the_same_host(tmp_path: Path
         "docker.io",
     ],
 )
+@pytest.mark.promise("access")
 def test_another_registrys_credentials_are_never_returned(tmp_path: Path, host: str) -> None:
     config = {"auths": {"r.example:5000": basic("me", PASSWORD), "q.example": {"identitytoken": "t"}}}
     assert auth(tmp_path, config).for_registry(host) is None
@@ -196,6 +197,7 @@ def test_docker_config_names_the_folder(tmp_path: Path) -> None:
         ("[" * 100_000, "is not JSON"),
     ],
 )
+@pytest.mark.promise("token-leak")
 def test_a_broken_file_is_named_and_not_quoted(tmp_path: Path, config: object, problem: str) -> None:
     with pytest.raises(RegistryAuthError, match=problem) as caught:
         auth(tmp_path, config).for_registry("r.example")
@@ -276,6 +278,7 @@ def test_a_helper_that_cannot_be_started_is_named(tmp_path: Path) -> None:
         auth(tmp_path, {"credsStore": "odd"}, PATH=path).for_registry("r.example")
 
 
+@pytest.mark.promise("access")
 def test_the_environment_wins_for_its_own_registry_only(tmp_path: Path) -> None:
     environ = {
         "MODELBAKE_REGISTRY": "https://r.example:5000/ml",

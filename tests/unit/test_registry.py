@@ -251,6 +251,7 @@ def test_tags_are_read_over_all_pages() -> None:
         assert registry.tags("m") == ["a", "b"]
 
 
+@pytest.mark.promise("access")
 def test_tags_never_lead_to_another_host() -> None:
     link = {"Link": '<http://127.0.0.2:9/v2/m/tags/list>; rel="next"'}
     with (
@@ -284,6 +285,7 @@ def test_an_endless_body_ends() -> None:
 # --- who may see credentials -------------------------------------------------------------------------------
 
 
+@pytest.mark.control("access")
 def test_basic_is_sent_only_when_asked_for() -> None:
     def script(asked: Asked) -> Answer:
         return Answer(200) if asked.headers.get("authorization") == BASIC else Answer(401, headers=CHALLENGE)

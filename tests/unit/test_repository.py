@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.promises import PROMISES
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 WEIGHTS = [
     "bin", "caffemodel", "ckpt", "data-00000-of-00001", "dduf", "engine", "ggml", "gguf", "h5", "hdf5",
@@ -52,6 +54,7 @@ def _ignored(paths: list[str]) -> set[str]:
     return set(asked.stdout.splitlines())
 
 
+@pytest.mark.promise("commit")
 def test_git_ignores_weights_secrets_and_caches() -> None:
     assert set(NEVER) - _ignored(NEVER) == set()
     assert set(NEVER_AT_THE_TOP) - _ignored(NEVER_AT_THE_TOP) == set()
@@ -59,6 +62,7 @@ def test_git_ignores_weights_secrets_and_caches() -> None:
     assert set(deep) - _ignored(deep) == set()
 
 
+@pytest.mark.control("commit")
 def test_git_keeps_what_belongs_in_the_repository() -> None:
     assert _ignored(KEPT) == set()
 
@@ -80,6 +84,7 @@ def _example(pattern: str) -> str:
     return f"{path}file" if path.endswith("/") else path
 
 
+@pytest.mark.promise("commit")
 def test_docker_build_by_hand_sends_nothing_private() -> None:
     """`.dockerignore` excludes all, then names what may travel; what git ignores stays out even there."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
@@ -150,6 +155,24 @@ def test_readme_names_every_verb_and_every_runtime() -> None:
         assert re.search(rf"^\| `{verb}\b", readme, re.M), verb
     for runtime in list_runtimes(ROOT / "images"):
         assert re.search(rf"^\| `{runtime}`", readme, re.M), runtime
+
+
+def test_the_security_document_names_every_promise_in_its_words() -> None:
+    rows = (ROOT / "docs/security.md").read_text()
+    for key, promise in PROMISES.items():
+        assert f"\n| `{key}` | {promise} |" in rows, key
+
+
+def test_links_of_documents_lead_somewhere() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    links = [
+        (document, link)
+        for document in documents
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text())
+        if not link.startswith(("http://", "https://"))
+    ]
+    assert len(links) > 10
+    assert [link for document, link in links if not (document.parent / link).exists()] == []
 
 
 def test_the_documented_version_is_one() -> None:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import Tally
+from tests.promises import cases
 
 START = Path(__file__).parents[3] / "images" / "start" / "start.py"
 PROGRAMS = ("start.py", "weight_files.py", "weight_headers.py", "weight_sample.py")
@@ -78,6 +82,7 @@ def image(tmp_path: Path) -> Image:
     return Image(tmp_path)
 
 
+@pytest.mark.control("start")
 def test_right_weights_are_served(image: Image) -> None:
     code, (verified, served) = image.run()
     assert code == 0
@@ -110,6 +115,7 @@ def test_the_commands_exit_code_is_kept(image: Image) -> None:
     assert image.run(sys.executable, "-c", "raise SystemExit(7)")[0] == 7
 
 
+@pytest.mark.promise("start")
 def test_one_flipped_bit(image: Image) -> None:
     path = image.weights / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -122,6 +128,40 @@ def test_one_flipped_bit(image: Image) -> None:
     assert event["actual"] == "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.promise("start")
+def test_one_random_change_is_found_and_named(image: Image, tmp_path: Path, tally: Tally) -> None:
+    some = random.Random(1)
+    for number in range(cases(12, 300)):
+        path, kind = some.choice(sorted(FILES)), some.choice(("flip", "cut", "grow", "remove", "add", "link"))
+        file, whole = image.weights / path, FILES[path]
+        at = some.randrange(len(whole)) if whole else 0
+        told = path
+        if kind == "flip" and whole:
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << some.randrange(8)]) + whole[at + 1 :])
+        elif kind == "cut" and whole:
+            file.write_bytes(whole[:at])
+        elif kind == "remove":
+            file.unlink()
+        elif kind == "link":
+            (tmp_path / f"same-{number}").write_bytes(whole)
+            file.unlink()
+            file.symlink_to(tmp_path / f"same-{number}")
+        elif kind == "add":
+            told = f"{path}.{some.randrange(10**6)}"
+            (image.weights / told).write_bytes(some.randbytes(some.randrange(9)))
+        else:
+            file.write_bytes(whole + some.randbytes(some.randrange(1, 9)))
+        code, events = image.run()
+        assert code == 65, (number, kind, path)
+        assert [file for _, file in names(events)] == [told], (number, kind, path)
+        tally.count()
+        (image.weights / told).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+        file.write_bytes(whole)
+    assert image.run()[0] == 0, "control: all of it has been undone"
+
+
+@pytest.mark.promise("start")
 def test_a_wrong_size_is_told_without_hashing(image: Image) -> None:
     (image.weights / "config.json").write_bytes(b"{}")
     code, (event,) = image.run()
@@ -146,6 +186,7 @@ def test_all_problems_are_told_together(image: Image) -> None:
     ]
 
 
+@pytest.mark.promise("start")
 def test_a_link_to_the_right_bytes_is_a_mismatch(image: Image, tmp_path: Path) -> None:
     (image.weights / "model.safetensors").rename(tmp_path / "elsewhere")
     (image.weights / "model.safetensors").symlink_to(tmp_path / "elsewhere")
@@ -154,6 +195,7 @@ def test_a_link_to_the_right_bytes_is_a_mismatch(image: Image, tmp_path: Path) -
     assert (event["event"], event["actual"]) == ("mismatch", "symbolic link")
 
 
+@pytest.mark.promise("start")
 def test_a_linked_folder_is_a_mismatch(image: Image, tmp_path: Path) -> None:
     (image.weights / "1_Pooling").rename(tmp_path / "elsewhere")
     (image.weights / "1_Pooling").symlink_to(tmp_path / "elsewhere")
@@ -162,12 +204,14 @@ def test_a_linked_folder_is_a_mismatch(image: Image, tmp_path: Path) -> None:
     assert names(events) == [("mismatch", "1_Pooling"), ("missing", "1_Pooling/config.json")]
 
 
+@pytest.mark.promise("start")
 def test_a_linked_weights_folder_is_a_mismatch(image: Image, tmp_path: Path) -> None:
     image.weights.rename(tmp_path / "elsewhere")
     image.weights.symlink_to(tmp_path / "elsewhere")
     assert names(image.run()[1]) == [("mismatch", ".")]
 
 
+@pytest.mark.promise("start")
 def test_a_dangling_extra_link_is_extra(image: Image) -> None:
     (image.weights / "link").symlink_to("nowhere")
     assert names(image.run()[1]) == [("extra", "link")]
@@ -181,6 +225,7 @@ def test_a_pipe_does_not_hold_the_program_up(image: Image) -> None:
     assert event["actual"] == "special file"
 
 
+@pytest.mark.promise("start")
 def test_no_weights_at_all(image: Image) -> None:
     shutil.rmtree(image.weights)
     code, events = image.run()
@@ -188,6 +233,7 @@ def test_no_weights_at_all(image: Image) -> None:
     assert names(events) == [("missing", ".")]
 
 
+@pytest.mark.promise("start")
 def test_a_name_that_is_not_utf8(image: Image) -> None:
     Path(os.fsdecode(os.fsencode(image.weights) + b"/\xff\n")).write_bytes(b"")
     code, events = image.run()
@@ -219,6 +265,7 @@ HASH = "0" * 64
         ('{"schema": 1, "model": "m", "version": "1", "files": [1]}', "files[0]"),
     ],
 )
+@pytest.mark.promise("start")
 def test_a_manifest_that_is_none(image: Image, content: str, words: str) -> None:
     image.manifest.write_text(content)
     code, (event,) = image.run()
