@@ -16,7 +16,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from modelbake.errors import EngineNotFound, LockDrift, LockError, UsageError
+from modelbake.errors import EngineNotFound, LockDrift, LockError, NotConvertible, UsageError
 from modelbake.output import Output
 from modelbake.verbs import build_secrets, model_arguments, secret_arguments
 from modelbake.workspace import Workspace
@@ -172,17 +172,21 @@ def _convert(
     done: dict[str, Conversion | None] = {}
     for spec, locked in wanted:
         context, sources = workspace.conversion_context(spec, locked)
-        with BuildView(output) as view:
-            done[spec.name] = convert(
-                engine,
-                spec,
-                locked,
-                context,
-                converter=workspace.converter,
-                secrets={**secrets, "sources": Secret(sources)},
-                registries=RegistryAuth(),
-                on_event=view,
-            )
+        try:
+            with BuildView(output) as view:
+                done[spec.name] = convert(
+                    engine,
+                    spec,
+                    locked,
+                    context,
+                    converter=workspace.converter,
+                    secrets={**secrets, "sources": Secret(sources)},
+                    registries=RegistryAuth(),
+                    on_event=view,
+                )
+        except NotConvertible as error:
+            error.subject = spec.name  # the message names the file, and the step says no more
+            raise
     return done
 
 

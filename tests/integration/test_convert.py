@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 from modelbake.buildkit.solve import build
 from modelbake.config import Config, ModelSpec
 from modelbake.context import Context
-from modelbake.conversion import identity
+from modelbake.conversion import identity, instructions
 from modelbake.converting import convert
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryAuth
@@ -189,13 +192,23 @@ def pickled_llama(folder: Path) -> dict[str, bytes]:
     """Return the files of a tiny Llama whose weights are a pickle with tied tensors, as older ones are."""
     from safetensors.torch import load_file
 
-    tiny_llama(folder)
+    tiny_llama(folder, seed=secrets.randbits(32))  # no earlier run has converted these
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     config = json.loads((folder / "config.json").read_text())
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
     files["config.json"] = json.dumps({**config, "tie_word_embeddings": True}).encode()
     return {**files, "pytorch_model.bin": save(tensors)}
+
+
+def converted_here(folder: Path, content: bytes) -> Any:
+    """Return what the converter lists with this machine's torch, outside any image."""
+    (folder / "pickles/0").mkdir(parents=True)
+    (folder / "pickles/0/pytorch_model.bin").write_bytes(content)
+    (folder / "convert.json").write_bytes(instructions({"pytorch_model.bin": "model.safetensors"}))
+    command = [sys.executable, str(ROOT / "images/builder/convert.py"), "convert.json", "pickles", "out"]
+    subprocess.run(command, cwd=folder, check=True)
+    return json.loads((folder / "out/converted.json").read_text())["files"]
 
 
 @pytest.mark.skipif(
@@ -209,7 +222,8 @@ def test_a_pickled_llama_is_served_from_safetensors(world: World) -> None:
     world.images = ROOT / "images"
     mark = world.folder / "mark"
     hostile = save(Call(os.mkdir, str(mark)))
-    world.repo("acme/llama", {**pickled_llama(world.folder / "llama"), "training_args.bin": hostile})
+    files = pickled_llama(world.folder / "llama")
+    world.repo("acme/llama", {**files, "training_args.bin": hostile})
     ask = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "temperature": 0}
     checks = [{"post": "/v1/chat/completions", "body": ask, "expect": {"usage.completion_tokens": 4}}]
     model: dict[str, Any] = {
@@ -222,7 +236,7 @@ def test_a_pickled_llama_is_served_from_safetensors(world: World) -> None:
     world.models(llama=model)
     refused = world.build_py("lock")
     assert refused.code == 28
-    assert "training_args.bin: loading it would run posix.mkdir" in refused.err
+    assert "llama: training_args.bin: loading it would run posix.mkdir" in refused.err
     assert not mark.exists() and not (world.folder / "models.lock").exists()
 
     world.models(llama={**model, "exclude": ["training_args.bin"]})
@@ -231,6 +245,7 @@ def test_a_pickled_llama_is_served_from_safetensors(world: World) -> None:
     locked = json.loads(lock)["models"]["llama"]["converted"]
     assert locked["replaces"] == ["pytorch_model.bin"]
     assert [file["path"] for file in locked["files"]] == ["model.safetensors"]
+    assert locked["files"] == converted_here(world.folder, files["pytorch_model.bin"])
     again = world.build_py("lock", DOCKER_HOST="unix:///nowhere.sock").ok()
     assert "stays as it is locked" in again.err
     world.build_py("lock", "--check").ok()
@@ -243,9 +258,7 @@ def test_a_pickled_llama_is_served_from_safetensors(world: World) -> None:
     built = world.run("build")
     said = "pytorch_model.bin -> model.safetensors"
     assert said not in built.err, "what `lock` has converted is in the engine's cache"
-    assert said in first.err or "converted 2/2] RUN: cached" in first.err, (
-        "control: it is said where it is done"
-    )
+    assert said in first.err, "control: it is said where it is done"
     world.run("smoke")
     listed = world.docker("run", "--rm", "--entrypoint", "find", "modelbake/llama:1.0.0", "/models").ok().out
     assert "/models/model.safetensors" in listed.split()
@@ -255,13 +268,13 @@ def test_a_pickled_llama_is_served_from_safetensors(world: World) -> None:
     rendered = world.build_py("render", "llama", "--output", "context").ok()
     assert "docker build --secret id=sources" in rendered.err
     folder = world.folder / "context"
-    secrets = ["--secret", f"id=sources,src={folder}/sources.json"]
-    secrets += ["--secret", f"id=hf_token,src={world.environment['HF_TOKEN_PATH']}"]
+    options = ["--secret", f"id=sources,src={folder}/sources.json"]
+    options += ["--secret", f"id=hf_token,src={world.environment['HF_TOKEN_PATH']}"]
     for name in ("ca_bundle", "pip_config"):
         if path := world.environment.get(f"MODELBAKE_{name.upper()}"):
-            secrets += ["--secret", f"id={name},src={path}"]
+            options += ["--secret", f"id={name},src={path}"]
     tag = f"modelbake-test/{world.namespace}"
-    world.docker("build", *secrets, "--tag", tag, str(folder)).ok()
+    world.docker("build", *options, "--tag", tag, str(folder)).ok()
     ids = [world.docker("image", "inspect", "--format", "{{.Id}}", name).ok().out for name in
            (tag, "modelbake/llama:1.0.0")]  # fmt: skip
     world.docker("image", "rm", tag)
