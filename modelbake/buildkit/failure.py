@@ -109,6 +109,7 @@ _REFUSED = re.compile(
     r"|access denied|\bdenied\b|forbidden|insufficient_scope|incorrect username|failed to authorize",
     re.IGNORECASE,
 )
+_OWN_PARTS = re.compile(r"dial unix|containerd\.sock")
 _UNREACHABLE = re.compile(
     r"dial tcp|no such host|connection refused|connection reset|i/o timeout|timeout|deadline exceeded"
     r"|\bEOF\b|broken pipe|network is unreachable|no route to host|x509|tls:|server gave HTTP response"
@@ -169,7 +170,12 @@ def translate(error: BaseException, subject: str) -> ModelbakeError:
 
 
 def registry_error(text: str, subject: str) -> RegistryAuthError | RegistryUnavailable | None:
-    """Return what an engine's message means, None where it blames neither login nor network."""
+    """Return what an engine's message means, None where it blames neither login nor network.
+
+    An engine whose own containerd has just ended says "connection refused" of that.
+    """
+    if _OWN_PARTS.search(text):
+        return None
     if _REFUSED.search(text):
         return RegistryAuthError(
             f"the registry refused: {text}",

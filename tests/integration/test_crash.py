@@ -204,12 +204,26 @@ def test_one_model_at_once(crashed: Crashed, tally: Tally, verb: str) -> None:
         crashed.again(earlier)
     runs = at_once(crashed, cases(3, 8), verb)
     tally.count(len(runs))
-    for run in runs:
-        assert run.code == 0, run.err
-    assert len({run.out for run in runs}) == 1, "one digest"
+    require_one(runs)
     assert_no_half_release(crashed)
     assert crashed.again(verb) == runs[0].out
     assert crashed.left() == []
+
+
+def require_one(runs: Sequence[Ran]) -> None:
+    """Raise AssertionError unless all runs succeeded, and say the same."""
+    for run in runs:
+        assert run.code == 0, run.err
+    assert len({run.out for run in runs}) == 1, "one digest"
+
+
+@pytest.mark.control("at-once")
+@pytest.mark.parametrize("other", [Ran(0, "tiny sha256:2", ""), Ran(60, "", "refused")])
+def test_a_run_that_makes_another_image_is_found(other: Ran) -> None:
+    one = Ran(0, "tiny sha256:1", "")
+    require_one([one, one])
+    with pytest.raises(AssertionError):
+        require_one([one, other])
 
 
 def at_once(crashed: Crashed, count: int, *arguments: str) -> list[Ran]:

@@ -19,9 +19,13 @@ from pathlib import Path
 import pytest
 
 from modelbake.containers import ContainerSpec
+from modelbake.credentials import Secret
 from modelbake.diskspace import telling_need
+from modelbake.dockerconfig import RegistryCredentials
 from modelbake.engine import connect
 from modelbake.errors import BuildFailed, DiskFull, EngineError, EngineNotFound, NotReady, PushFailed
+from modelbake.registry import Registry
+from modelbake.stream.repository import RegistryRepository
 from tests.conftest import Tally
 from tests.integration.ending import Stage, end_at, left
 from tests.integration.world import Ran, Services, World
@@ -215,15 +219,17 @@ def test_an_engine_that_is_killed(
     """The run ends with an error that says so, soon; when the engine is there again, so does the next run."""
     model.anew(cases(1000, 24 << 20))
     # A server that takes its time: the run is in the middle of a request.
-    model.world.models(**{model.name: model.settings(env={"TINY_TAKES": "0.3"}, smoke={"requests": 10})})
+    check = {"post": "/sum", "body": {"numbers": [1, 2]}, "expect": {"sum": 3}}
+    slow = model.settings(env={"TINY_TAKES": "0.2"}, smoke={"requests": 5, "checks": [check]})
+    model.world.models(**{model.name: slow})
     for earlier in {"smoke": ("build",), "push": ("build", "smoke")}.get(verb, ()):
         model.run(earlier).ok()
     stage = Stage(event, seconds)
     ended = end_at(model.world, stage, None, verb, model.name, also=lambda: doomed.kill(program))
     doomed.up()
     assert ended.reached, f"control: it was still running: {ended}"
-    assert ended.took < BOUND
     # An engine starts its containerd again: a run may not even notice.
+    assert ended.took < BOUND or ended.code == 0
     assert ended.code in ENGINE_ERRORS or (ended.code == 0 and program == "containerd"), ended.said
     again = model.run(verb).ok()
     assert model.run(verb).ok().out == again.out
@@ -245,40 +251,60 @@ def full_registry(services: Services) -> Iterator[tuple[Services, SmallDisk]]:
 
 
 @pytest.mark.promise("disk-full")
-def test_a_registry_whose_disk_is_full(
-    services: Services, full_registry: tuple[Services, SmallDisk], tmp_path: Path, tally: Tally
-) -> None:
-    """It is named as the registry's, no tag is put, and once there is room the same run succeeds."""
+@pytest.mark.parametrize("size", [2 << 20, *((0, 1 << 14, 1 << 20, 3 << 20) * cases(0, 1))])
+def test_a_registry_whose_disk_is_full(full_registry: tuple[Services, SmallDisk], size: int) -> None:
+    """It is named as the registry's, at once; with some more room the same blob is taken."""
     there, disk = full_registry
-    token = f"hf_{secrets.token_hex(17)}"
-    with Hub(tmp_path / "hub", {token: None}, host=services.bridge) as hub:
-        world = World(there, tmp_path, hub, token)
-        world.login(services)
-        world.repo("acme/tiny", {"config.json": b"{}", "model.safetensors": os.urandom(32 << 20)})
-        world.repo("acme/small", {"config.json": b"{}", "model.safetensors": os.urandom(1000)})
-        outcomes = []
+    credentials = RegistryCredentials(there.registry_user, Secret(there.password))
+    content = os.urandom(4 << 20)
+    disk.resize(size)
+    with Registry(there.registry, credentials) as registry:
+        repository = RegistryRepository(registry, "doom/blobs")
+        with pytest.raises(DiskFull, match=r"the registry's disk is full .*4,194,304 bytes there"):
+            repository.put(content, "application/octet-stream")
         disk.resize(ROOM)
-        world.models(doom={"source": "hf://acme/small"})
-        world.run("lock")
-        if not full():  # how the runtime, which an engine pushes, fares is left to `make faults`
-            world.build_py("publish", "doom", "--candidate").ok()
-        world.models(doom={"version": "1.0.1"})
-        world.run("lock")
-        for size in sorted((16, 100) + (1, 4, 8, 32, 48, 52, 56, 64, 72, 80, 88) * cases(0, 1)):
-            disk.resize(size << 20)
-            began = time.monotonic()
-            ran = world.build_py("publish", "doom", "--candidate")
-            assert time.monotonic() - began < BOUND
-            outcomes.append(ran.code)
-            if ran.code == 0:
-                break
+        assert repository.has(repository.put(content, "application/octet-stream"))
+
+
+if full():  # a minute, and most of it is the engine's: it tries long to push the runtime
+
+    @pytest.mark.promise("disk-full")
+    def test_a_publish_to_a_registry_whose_disk_is_full(
+        services: Services, full_registry: tuple[Services, SmallDisk], tmp_path: Path, tally: Tally
+    ) -> None:
+        """It is named as the registry's, no tag is put, and once there is room the same run succeeds."""
+        there, disk = full_registry
+        token = f"hf_{secrets.token_hex(17)}"
+        with Hub(tmp_path / "hub", {token: None}, host=services.bridge) as hub:
+            world = World(there, tmp_path, hub, token)
+            world.login(services)
+            world.repo("acme/tiny", {"config.json": b"{}", "model.safetensors": os.urandom(32 << 20)})
+            world.repo("acme/small", {"config.json": b"{}", "model.safetensors": os.urandom(1000)})
+            outcomes = []
+            world.models(doom={"source": "hf://acme/small"})
+            world.run("lock")
+            disk.resize(8 << 20)
+            named_as_full(world.build_py("publish", "doom", "--candidate"))
             tally.count()
-            named_as_full(ran)
-            assert "registry's disk" in ran.err
-            assert "1.0.1" not in world.tags("doom")
-        disk.resize(ROOM)
-        assert DiskFull.exit_code in outcomes, "control: some were too small"
-        world.build_py("publish", "doom", "--candidate").ok()
+            disk.resize(ROOM)
+            world.build_py("publish", "doom", "--candidate").ok()
+            world.models(doom={"version": "1.0.1"})
+            world.run("lock")
+            for size in (0, 1, 4, 8, 16, 24, 30, 31, 32, 33, 48, 100):
+                disk.resize(size << 20)
+                began = time.monotonic()
+                ran = world.build_py("publish", "doom", "--candidate")
+                assert time.monotonic() - began < BOUND
+                outcomes.append(ran.code)
+                if ran.code == 0:
+                    break
+                tally.count()
+                named_as_full(ran)
+                assert "registry's disk" in ran.err
+                assert "1.0.1" not in world.tags("doom")
+            disk.resize(ROOM)
+            assert DiskFull.exit_code in outcomes, "control: some were too small"
+            world.build_py("publish", "doom", "--candidate").ok()
 
 
 @pytest.mark.promise("disk-full")
