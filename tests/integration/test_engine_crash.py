@@ -23,7 +23,7 @@ from modelbake.credentials import Secret
 from modelbake.diskspace import telling_need
 from modelbake.dockerconfig import RegistryCredentials
 from modelbake.engine import connect
-from modelbake.errors import BuildFailed, DiskFull, EngineError, EngineNotFound, NotReady, PushFailed
+from modelbake.errors import BuildFailed, DiskFull, EngineError, EngineNotFound, PushFailed, SmokeError
 from modelbake.registry import Registry
 from modelbake.stream.repository import RegistryRepository
 from tests.conftest import Tally
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.engine
 NAME = "crash"
 BOUND = 60  # seconds; a run that takes longer hangs
 ENGINE_ERRORS = {
-    error.exit_code for error in (EngineError, EngineNotFound, BuildFailed, PushFailed, NotReady)
+    error.exit_code for error in (EngineError, EngineNotFound, BuildFailed, PushFailed, SmokeError)
 }
 ROOM = 2 << 30  # bytes of a disk that is large enough; memory is taken only as far as it is used
 
@@ -118,11 +118,8 @@ class Model:
     def publish_runtime(self, services: Services) -> None:
         """Bring the runtime to the registry by another engine, which has all of it."""
         self.anew(1000)
-        self.run("publish", DOCKER_HOST=services.docker_host).ok()
-        self.world.docker(
-            "image", "prune", "--force", "--all", "--filter", f"label=io.modelbake.model={self.name}",
-            host=services.docker_host,
-        )  # fmt: skip
+        reference = self.run("publish", DOCKER_HOST=services.docker_host).ok().out.strip()
+        self.world.docker("image", "rm", reference, host=services.docker_host).ok()
 
 
 @pytest.fixture(scope="module")
