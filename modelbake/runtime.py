@@ -276,8 +276,14 @@ def _is_own_file(directory: Path, name: object) -> TypeGuard[str]:
     """Tell whether a value names a file of a runtime's folder that no symbolic link leads out of."""
     if not isinstance(name, str) or not grammar.FILE.matches(name):
         return False
-    target = directory / name
-    return target.resolve() == directory.resolve() / name and target.is_file()
+    return _leads_nowhere_else(directory, name) and (directory / name).is_file()
+
+
+def _leads_nowhere_else(directory: Path, name: str) -> bool:
+    try:
+        return (directory / name).resolve() == directory.resolve() / name
+    except (OSError, RuntimeError):  # a link that leads to itself
+        return False
 
 
 def _idle_single(file: YamlFile) -> list[Problem]:
@@ -309,7 +315,7 @@ def _missing_files(file: YamlFile, directory: Path) -> list[Problem]:
         if not isinstance(name, str) or not grammar.FILE.matches(name):
             continue  # the grammar's own error says so
         target = directory / name
-        if target.resolve() != directory.resolve() / name:
+        if not _leads_nowhere_else(directory, name):
             problems.append(file.problem(path, f"{quoted(name)} is behind a symbolic link"))
         elif not target.is_file():
             if present is None:

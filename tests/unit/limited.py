@@ -41,10 +41,13 @@ class Limited:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, folder: Path, *command: str) -> Outcome:
-        """Run a command line in a folder. `report` and `goldens` as first word read these files instead."""
+    def run(self, folder: Path, *command: str, cpu_seconds: int = CPU_SECONDS) -> Outcome:
+        """Run a command line in a folder; `report` and `goldens` as first word read these files instead.
+
+        `loop`, `fill` and `raise` do what is not to happen.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps([str(folder), *command]) + "\n")
+        self._process.stdin.write(json.dumps([cpu_seconds, str(folder), *command]) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
         stderr = (folder / "stderr").read_text(errors="backslashreplace")
@@ -68,10 +71,10 @@ def _serve() -> None:
 
     cli._parser()
     for line in sys.stdin:
-        folder, *command = json.loads(line)
+        cpu_seconds, folder, *command = json.loads(line)
         child = os.fork()
         if child == 0:
-            _child(folder, command)
+            _child(folder, command, cpu_seconds)
         _, status, usage = os.wait4(child, 0)
         answer = {
             "status": os.waitstatus_to_exitcode(status),
@@ -82,7 +85,7 @@ def _serve() -> None:
         sys.stdout.flush()
 
 
-def _child(folder: str, command: list[str]) -> None:
+def _child(folder: str, command: list[str], cpu_seconds: int) -> None:
     status = _UNEXPECTED
     try:
         os.chdir(folder)
@@ -92,7 +95,7 @@ def _child(folder: str, command: list[str]) -> None:
         )
         for number, descriptor in enumerate((nothing, nothing, stderr)):
             os.dup2(descriptor, number)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         signal.alarm(WALL_SECONDS)
         status = _run(command)
@@ -111,6 +114,12 @@ def _run(command: list[str]) -> int:
     from modelbake.goldens import read_goldens
     from modelbake.report import read_report
 
+    while command[0] == "loop":
+        pass
+    if command[0] == "fill":
+        bytearray(2 * MEMORY)
+    if command[0] == "raise":
+        raise ValueError("foreign")
     try:
         if command[0] == "report":
             read_report(Path("reports"), *command[1:])

@@ -244,8 +244,8 @@ def with_right_digests(document: Any) -> Any:
     """Correct the digests of a lock, as somebody does who knows how they are made."""
     with suppress(KeyError, TypeError, UnicodeEncodeError):
         for model in document["models"].values():
-            files = [LockedFile(file["path"], file["size"], file["sha256"]) for file in model["files"]]
             model["files"].sort(key=lambda file: file["path"])
+            files = [LockedFile(file["path"], file["size"], file["sha256"]) for file in model["files"]]
             model["digest"] = LockedModel("", "", "", "", "", (), (), tuple(files)).digest
     return document
 

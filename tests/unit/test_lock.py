@@ -288,6 +288,7 @@ class TestReader:
         with pytest.raises(LockError, match=r"models\.minilm\.files\[0\]: lacks size"):
             decode_lock(json.dumps(raw).encode())
 
+    @pytest.mark.promise("lock")
     def test_a_merge_that_lost_a_file_is_noticed(self) -> None:
         raw = document()
         del raw["models"]["minilm"]["files"][1]

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 from modelbake.credentials import Redactor, Secret
-from modelbake.output import Output
+from modelbake.output import Output, visible
 
 CANARY = "hf_canary0123456789"
 
@@ -56,3 +57,16 @@ def test_no_voice_speaks_a_known_secret() -> None:
         output.result_json({"token": CANARY})
         assert CANARY not in out.getvalue() + err.getvalue()
         assert out.getvalue().count("***") == 2
+
+
+def test_nothing_that_is_printed_moves_a_terminal() -> None:
+    said = io.StringIO()
+    hostile = "\x1b[31mred\u202e\x9b1m\u200b\r"
+    for log_format in ("text", "json"):
+        output = Output(stdout=said, stderr=said, log_format=log_format)
+        output.event("event", hostile)
+        output.result(hostile)
+        output.result_json({hostile: hostile})
+    assert not re.search("[\x1b\u202e\x9b\u200b\r]", said.getvalue())
+    assert "\\u001b[31mred\\u202e" in said.getvalue()
+    assert visible("a\tb\nc \u00e9\u200d") == "a\tb\nc \u00e9\u200d", "control: what people write stays"

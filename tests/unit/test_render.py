@@ -138,6 +138,7 @@ def test_values_are_words_whatever_they_hold(images: Path) -> None:
     assert exec_form(["a b", 'c"d']) == '["a b", "c\\"d"]'
 
 
+@pytest.mark.promise("dockerfile")
 @pytest.mark.parametrize("end_of_line", ["\n", "\r", "\x85", "\u2028", "\x00", "\x0b"])
 def test_a_value_never_ends_its_line(end_of_line: str) -> None:
     for filter_ in (quoted, lambda value: exec_form([value])):

@@ -219,6 +219,7 @@ def test_deepest_allowed_nesting() -> None:
     assert "nested deeper" in refused("a: " + "[" * (depth + 1) + "]" * (depth + 1))
 
 
+@pytest.mark.promise("parsers")
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
 def test_a_file_made_to_overflow_a_parser_is_refused_quickly(opening: str) -> None:
     began = time.perf_counter()
