@@ -43,6 +43,7 @@
     |   +-- RuntimeMissing       68   the registry has no runtime image, and none can be built here
     +-- LayoutError              69   a folder is no OCI layout, or cannot be read or written
     +-- DoctorFailed             70   `doctor` found something to fix
+    +-- AuditFailed              71   `audit` found something that must not be in the image
     +-- Interrupted             130   Ctrl-C
 
 Only `modelbake.cli` catches these. Code that talks to the outside translates foreign exceptions into
@@ -320,6 +321,12 @@ class DoctorFailed(ModelbakeError):
     """`doctor` found something that has to be fixed first."""
 
     exit_code = 70
+
+
+class AuditFailed(ModelbakeError):
+    """`audit` found something that must not be in the image; what it is was printed."""
+
+    exit_code = 71
 
 
 class Interrupted(ModelbakeError):

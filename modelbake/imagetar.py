@@ -15,9 +15,9 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import zstandard
 
@@ -28,7 +28,8 @@ _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or 
 _RECORD = re.compile(r"[^/]+\.dist-info/RECORD")
 _HIDDEN, _OPAQUE = ".wh.", ".wh..wh..opq"
 _LARGEST_DOCUMENT = 32 << 20  # bytes
-_UNREADABLE = (
+_BUFFER = 1 << 20  # bytes
+UNREADABLE = (
     tarfile.TarError,
     zstandard.ZstdError,
     zlib.error,
@@ -86,11 +87,25 @@ class ImageContent:
         for number, layer in enumerate(self.layers):
             if layer.hidden:
                 gone = layer.hidden
-                seen = {
-                    path: at for path, at in seen.items() if not any(_is_below(path, top) for top in gone)
-                }
+                seen = {path: at for path, at in seen.items() if not any(is_below(path, top) for top in gone)}
             seen |= {path: (size, number) for path, size in layer.files.items()}
         return seen
+
+
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True)
+class ExportedImage(Generic[_Read]):
+    """What was read of an export: JSON documents by name, the configuration, and the layers, bottom first.
+
+    `steps`: what made each layer, "" where the history does not tell as many steps as there are layers.
+    """
+
+    documents: Mapping[str, Any]
+    config: Mapping[str, Any]
+    layers: tuple[_Read, ...]
+    steps: tuple[str, ...]
 
 
 def read_image(chunks: Iterator[bytes]) -> ImageContent:
@@ -99,11 +114,30 @@ def read_image(chunks: Iterator[bytes]) -> ImageContent:
     Raises:
         EngineError: it is not of the format, or ends too early.
     """
-    layers: dict[str, Layer] = {}
+    image = read_export(chunks, _read_layer)
+    return ImageContent(
+        tuple(
+            Layer(said, layer.files, layer.hidden, layer.records)
+            for said, layer in zip(image.steps, image.layers, strict=True)
+        )
+    )
+
+
+def read_export(
+    chunks: Iterator[bytes], read_layer: Callable[[io.BufferedReader], _Read | None]
+) -> ExportedImage[_Read]:
+    """Read an exported image with a reader of layers, which is given the bytes of each, compressed or not.
+
+    `read_layer` returns None for what is no archive; layers come in the order of the export.
+
+    Raises:
+        EngineError: it is not of the format, or ends too early.
+    """
+    layers: dict[str, _Read] = {}
     documents: dict[str, Any] = {}
     links: dict[str, str] = {}
     try:
-        with tarfile.open(fileobj=_Chunks(chunks), mode="r|") as archive:
+        with tarfile.open(fileobj=as_file(chunks), mode="r|", bufsize=_BUFFER) as archive:
             for member in archive:
                 name = posixpath.normpath(member.name)
                 if member.islnk() or member.issym():
@@ -116,9 +150,9 @@ def read_image(chunks: Iterator[bytes]) -> ImageContent:
                     if content.peek(1)[:1] in (b"{", b"["):
                         if member.size <= _LARGEST_DOCUMENT:
                             documents[name] = json.loads(content.read())
-                    elif (layer := _read_layer(content)) is not None:
+                    elif (layer := read_layer(content)) is not None:
                         layers[name] = layer
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise EngineError(f"the exported image cannot be read: {error}") from error
     return _assembled(layers, documents, links)
 
@@ -157,27 +191,34 @@ def _file_of_layer(content: io.BufferedReader, path: str, largest: int) -> bytes
 
 
 def _assembled(
-    layers: Mapping[str, Layer], documents: Mapping[str, Any], links: Mapping[str, str]
-) -> ImageContent:
+    layers: Mapping[str, _Read], documents: Mapping[str, Any], links: Mapping[str, str]
+) -> ExportedImage[_Read]:
     try:
         (image,) = documents["manifest.json"]
-        history = [
-            str(step.get("created_by", ""))
-            for step in documents[posixpath.normpath(image["Config"])].get("history") or []
-            if not step.get("empty_layer")
-        ]
+        config = documents[posixpath.normpath(image["Config"])]
         names = [posixpath.normpath(name) for name in image["Layers"]]
-        found = [layers[links.get(name, name)] for name in names]
+        found = tuple(layers[links.get(name, name)] for name in names)
+        steps = steps_of(config, len(found))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EngineError(f"the exported image lacks a part: {error}") from error
-    if len(history) != len(found):  # an imported image has none, a squashed one has another
-        history = [""] * len(found)
-    return ImageContent(
-        tuple(
-            Layer(said, layer.files, layer.hidden, layer.records)
-            for said, layer in zip(history, found, strict=True)
-        )
-    )
+    return ExportedImage(documents, config, found, steps)
+
+
+def steps_of(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Return what made each of `count` layers, as the history of an image's configuration says."""
+    history = [
+        str(step.get("created_by", "")) for step in config.get("history") or [] if not step.get("empty_layer")
+    ]
+    # An imported image has none, a squashed one has another.
+    return tuple(history) if len(history) == count else ("",) * count
+
+
+def whiteout(path: str) -> str | None:
+    """Return what a layer's entry hides below it: `a/b`, or `a/` for all that is in it; None: nothing."""
+    folder, name = posixpath.split(path)
+    if name == _OPAQUE:
+        return folder + "/"
+    return posixpath.join(folder, name.removeprefix(_HIDDEN)) if name.startswith(_HIDDEN) else None
 
 
 def _read_layer(content: io.BufferedReader) -> Layer | None:
@@ -186,17 +227,14 @@ def _read_layer(content: io.BufferedReader) -> Layer | None:
     hidden: set[str] = set()
     records: dict[str, str] = {}
     try:
-        archive = tarfile.open(fileobj=_unpacked(content), mode="r|")  # noqa: SIM115
+        archive = tarfile.open(fileobj=unpacked(content), mode="r|")  # noqa: SIM115
     except tarfile.ReadError:
         return None
     with archive:
         for member in archive:
             path = posixpath.normpath(member.name.lstrip("/"))
-            folder, name = posixpath.split(path)
-            if name == _OPAQUE:
-                hidden.add(folder + "/")
-            elif name.startswith(_HIDDEN):
-                hidden.add(posixpath.join(folder, name.removeprefix(_HIDDEN)))
+            if (taken := whiteout(path)) is not None:
+                hidden.add(taken)
             elif member.isfile():
                 files[path] = member.size
                 if _RECORD.fullmatch("/".join(path.rsplit("/", 2)[-2:])):
@@ -205,7 +243,7 @@ def _read_layer(content: io.BufferedReader) -> Layer | None:
     return Layer("", files, frozenset(hidden), records)
 
 
-def _unpacked(content: io.BufferedReader) -> Any:
+def unpacked(content: io.BufferedReader) -> Any:
     """Return a layer's tar as a file; what was compressed in several parts is read to the last of them."""
     head = content.peek(6)
     if head.startswith(_GZIP):
@@ -219,31 +257,38 @@ def _unpacked(content: io.BufferedReader) -> Any:
     return content
 
 
-def _is_below(path: str, top: str) -> bool:
+def is_below(path: str, top: str) -> bool:
     """Tell whether a whiteout takes a path away: `a/b` that and all below it, `a/` only what is below."""
-    return path == top or path.startswith(top if top.endswith("/") else f"{top}/")
+    return top == "/" or path == top or path.startswith(top if top.endswith("/") else f"{top}/")
 
 
-class _Chunks(io.RawIOBase):
-    """An iterator of chunks as a file."""
+def as_file(pieces: Iterator[bytes]) -> io.BufferedReader:
+    """Return pieces of bytes as a file that can be read once."""
+    return io.BufferedReader(_Pieces(pieces), _BUFFER)  # type: ignore[arg-type]  # RawIOBase, as it asks for
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
+
+class _Pieces(io.RawIOBase):
+    """The raw file below `as_file`."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int | None = -1) -> bytes:
-        """Return `size` bytes, fewer at the end."""
-        assert size is not None and size >= 0
-        parts = []
-        while size:
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        filled = 0
+        while filled < len(
+            buffer
+        ):  # to the brim: what is peeked at must not depend on how the pieces are cut
             if not self._rest:
-                self._rest = memoryview(next(self._chunks, b""))
-                if not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
                     break
-            part, self._rest = self._rest[:size], self._rest[size:]
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+                self._rest = memoryview(piece)
+            count = min(len(buffer) - filled, len(self._rest))
+            buffer[filled : filled + count] = self._rest[:count]
+            self._rest = self._rest[count:]
+            filled += count
+        return filled

@@ -10,13 +10,13 @@ Source: https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteout
 from __future__ import annotations
 
 import gzip
-import io
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from modelbake.errors import RegistryError
+from modelbake.imagetar import as_file
 from modelbake.stream.layers import ROOT
 
 _OPAQUE = ".wh..wh..opq"
@@ -40,7 +40,7 @@ def names_of(pieces: Iterator[bytes], media_type: str, subject: str) -> Iterator
 
     Raises RegistryError where it is no such tar.
     """
-    raw = io.BufferedReader(_Pieces(pieces), 1 << 20)  # type: ignore[type-var]  # RawIOBase, as it asks for
+    raw = as_file(pieces)
     try:
         if media_type.endswith("gzip"):
             yield from _names(gzip.GzipFile(fileobj=raw))
@@ -64,25 +64,3 @@ def _names(stream: Any) -> Iterator[str]:
         for member in archive:
             archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one of them
             yield member.name
-
-
-class _Pieces(io.RawIOBase):
-    """Pieces of bytes as a file that can be read once."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = memoryview(piece)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
