@@ -1,5 +1,7 @@
-"""A package `vllm` that takes the place of the real one, which needs a GPU: the same command line, an engine
-that answers with nothing. Around it everything is real: the launcher, the middleware, uvicorn, the metrics."""
+"""A package `vllm` in the place of the real one, which needs a GPU: its engine answers with nothing.
+
+Around it everything is real: the launcher, the middleware, uvicorn, the metrics.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from starlette.routing import Route
 
 words = sys.argv[1:]
 options = {word: words[at + 1] for at, word in enumerate(words[:-1]) if word.startswith("--")}
-logging.config.dictConfig(json.loads(Path(options["--log-config-file"]).read_text()))
+logging.config.dictConfig(json.loads(Path(options["--logging-config.pylogging_config_file"]).read_text()))
 HERE = Path(os.environ["FAKE_FOLDER"])
 (HERE / "started.json").write_text(json.dumps({"argv": words, "pid": os.getpid(), "env": dict(os.environ)}))
 logging.getLogger("vllm.engine").info("the engine starts")

@@ -1,9 +1,9 @@
-"""The launcher of vLLM and its middleware, with a package in vLLM's place (fake_vllm.py): no GPU is needed."""
+"""The launcher of vLLM and its middleware, with a package in vLLM's place (fake_vllm.py) and no GPU."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import shutil
 import signal
 import socket
@@ -140,7 +140,7 @@ def test_sigterm_lets_open_requests_end(weights: Path, machine: dict[str, str]) 
     with start(weights, machine) as server, ThreadPoolExecutor() as pool:
         server.wait()
         slow = pool.submit(complete, server, "slow")
-        while not server.metrics().get(("vllm:requests_total", ())) == 2:
+        while server.metrics().get(("vllm:requests_total", ())) != 2:
             time.sleep(0.02)
         server.process.send_signal(signal.SIGTERM)
         assert slow.result().status == 200
@@ -256,7 +256,7 @@ def test_vllm_is_told_what_the_image_says(weights: Path, machine: dict[str, str]
         argv = told["argv"]
         assert argv[:2] == ["serve", str(weights)]
         assert argv[-4:] == ["--max-model-len", "8192", "--override-generation-config", '{"temperature": 0}']
-        pairs = dict(zip(argv, argv[1:], strict=False))
+        pairs = dict(itertools.pairwise(argv))
         assert pairs["--served-model-name"] == "served"
         assert pairs["--load-format"] == "safetensors"
         assert pairs["--shutdown-timeout"] == "8"
@@ -324,4 +324,3 @@ def test_only_a_build_for_cuda() -> None:
     assert not runtime.offers("cpu")
     assert not {"triton", "nccl"} & {word for rule in runtime.slim.stub for word in rule.split("/")}
     assert not any(rule.startswith("triton/**") for rule in runtime.slim.remove)
-    assert os.path.isfile(runtime.directory / "requirements.cuda.txt")
