@@ -24,7 +24,7 @@ check: $(STAMP) $(REFERENCE) ## what CI checks before the tests: format, lint, t
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	@# The programs of an image have modules of the same name in each folder: one run a folder.
-	for folder in builder start embeddings transformers llamacpp diffusers; do \
+	for folder in builder start embeddings transformers vllm llamacpp diffusers; do \
 		MYPYPATH=images/start $(BIN)/mypy images/$$folder/*.py || exit 1; done
 	MYPYPATH=scripts $(BIN)/mypy scripts/*.py
 	$(BIN)/python build.py check

@@ -260,7 +260,7 @@ PLANS: tuple[Plan, ...] = (
     *(
         Plan(
             f"{runtime} CUDA packages, unpacked / plain pip install",
-            slim.BAR,
+            slim.bar_of(runtime),
             functools.partial(slim_packages, runtime=runtime),
         )
         for runtime in slim.RUNTIMES

@@ -5,8 +5,9 @@
 For each runtime with layers: its requirements by a plain `pip install` (no option but the one that names the
 wheels, with pip's byte code), and by `images/builder/install.py` as an image has them; bytes of both, and of
 each rule. Then the runtime's own server is started from the slimmed packages, on the CPU where there is no
-GPU, and has to answer. `images/RUNTIME/naive.json` keeps the plain figure. A rule that removes nothing from
-any runtime is an error. It takes PyPI, 12 GB of disk and about a quarter of an hour.
+GPU, and has to answer; vLLM, which computes on GPUs only, has to come as far as it can without one
+(tests/servers/vllm_without_gpu.py). `images/RUNTIME/naive.json` keeps the plain figure. A rule that removes
+nothing from any runtime is an error. It takes PyPI, 25 GB of disk and about half an hour.
 """
 
 from __future__ import annotations
@@ -36,13 +37,17 @@ from tests.servers.environment import ROOT
 from tests.servers.minilm import minilm
 
 IMAGES = ROOT / "images"
-BAR = 0.70
+# What was asked of these two; of the others only that slimming makes them no larger.
+BARS = {"transformers": 0.70, "embeddings": 0.70}
+NO_LARGER = 1.00
 _PYTHON = "python3.11"  # as the base images have it
 _CLEAN = {"PIP_CONFIG_FILE": os.devnull, "PATH": os.environ["PATH"], "HOME": "/nonexistent"}
-_MAKE_LLAMA = (
-    "import sys; from pathlib import Path; from tests.servers.minilm import tiny_llama;"
-    "tiny_llama(Path(sys.argv[1]))"
-)
+_MAKE = "import sys; from pathlib import Path; from tests.servers.{0} import {1}; {1}(Path(sys.argv[1]))"
+_MAKERS = {
+    "transformers": _MAKE.format("minilm", "tiny_llama"),
+    "vllm": _MAKE.format("minilm", "tiny_llama"),
+    "diffusers": _MAKE.format("tiny_diffusion", "tiny_diffusion"),
+}
 _REQUESTS: Mapping[str, tuple[str, Any, Sequence[str]]] = {
     "transformers": (
         "/v1/chat/completions",
@@ -50,8 +55,9 @@ _REQUESTS: Mapping[str, tuple[str, Any, Sequence[str]]] = {
         ("choices", "usage"),
     ),
     "embeddings": ("/v1/embeddings", {"input": ["hello", "world"]}, ("data",)),
+    "diffusers": ("/v1/images/generations", {"prompt": "a cat", "size": "64x64", "steps": 1}, ("data",)),
 }
-RUNTIMES = tuple(sorted(_REQUESTS))
+RUNTIMES = tuple(sorted([*_REQUESTS, "vllm"]))
 _START_SECONDS = 300
 
 
@@ -70,13 +76,15 @@ class Slimming:
 
     def row(self) -> Row:
         """Return the row of the table."""
-        note = f"{self.slim / 1e6:,.0f} MB over {self.naive / 1e6:,.0f} MB; served a request from them"
-        return Row(
-            f"{self.runtime} CUDA packages, unpacked / plain pip install",
-            BAR,
-            self.slim / self.naive,
-            note=note,
-        )
+        seen = "served a request" if self.runtime in _REQUESTS else "imported and configured without a GPU"
+        note = f"{self.slim / 1e6:,.0f} MB over {self.naive / 1e6:,.0f} MB; {seen} from them"
+        what = f"{self.runtime} CUDA packages, unpacked / plain pip install"
+        return Row(what, bar_of(self.runtime), self.slim / self.naive, note=note)
+
+
+def bar_of(runtime: str) -> float:
+    """Return what the ratio of a runtime may be."""
+    return BARS.get(runtime, NO_LARGER)
 
 
 def measure(runtime: str, folder: Path, wheels: Path | None = None) -> Slimming:
@@ -159,12 +167,16 @@ def _slim(own: Mapping[str, Any], requirements: Path, venv: Path, wheels: Path) 
 
 def _serve(runtime: str, folder: Path, python: Path, environment: Mapping[str, str]) -> None:
     """Start the runtime's server from its packages, and ask it once. Raises Failed."""
-    if runtime == "transformers":
-        weights = folder / "llama"
-        if not weights.exists():
-            _run([str(python), "-c", _MAKE_LLAMA, str(weights)], PYTHONPATH=str(ROOT))
+    if make := _MAKERS.get(runtime):
+        weights = folder / f"model-{runtime}"
+        _run([str(python), "-c", make, str(weights)], PYTHONPATH=str(ROOT))
     else:
         weights = minilm()
+    if runtime not in _REQUESTS:
+        program = [str(python), str(ROOT / "tests/servers/vllm_without_gpu.py")]
+        own = {"MODELBAKE_WEIGHTS": str(weights), "MODELBAKE_MODEL": "bench", "HOME": str(folder)}
+        _run([*program, str(IMAGES / runtime), str(IMAGES / "start")], **{**environment, **own})
+        return
     path, body, keys = _REQUESTS[runtime]
     with _server(runtime, folder, python, weights, environment) as port:
         status, answer = _ask(port, "POST", path, json.dumps(body).encode())

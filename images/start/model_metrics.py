@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+GPU_MEMORY = {
+    "allocated": "GPU memory that tensors take now.",
+    "reserved": "GPU memory that PyTorch holds now.",
+    "peak": "The most GPU memory that tensors ever took.",
+}
+
 
 class Metrics:
-    """The Prometheus metrics, in a registry of their own."""
+    """The Prometheus metrics, in a registry of their own, or in another server's, which has more."""
 
-    def __init__(self, routes: Collection[str]) -> None:
+    def __init__(self, routes: Collection[str], registry: CollectorRegistry | None = None) -> None:
         self.routes = frozenset(routes)
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        self.registry = registry or CollectorRegistry()
+        if registry is None:
+            ProcessCollector(registry=self.registry)
         self.info = Info("modelbake", "What is served, and on what.", registry=self.registry)
         self.load_seconds = Gauge(
             "modelbake_load_seconds", "How long it took to load the model.", registry=self.registry
@@ -35,14 +42,15 @@ class Metrics:
         """Add PyTorch's view of the GPU memory, read whenever somebody asks."""
         import torch
 
-        gauges = {
-            "allocated": ("GPU memory that tensors take now.", torch.cuda.memory_allocated),
-            "reserved": ("GPU memory that PyTorch holds now.", torch.cuda.memory_reserved),
-            "peak": ("The most GPU memory that tensors ever took.", torch.cuda.max_memory_allocated),
-        }
-        for name, (words, read) in gauges.items():
+        cuda = torch.cuda
+        reads = {"allocated": cuda.memory_allocated, "reserved": cuda.memory_reserved}
+        self.show_gpu({**reads, "peak": cuda.max_memory_allocated})
+
+    def show_gpu(self, reads: Mapping[str, Callable[[], float]]) -> None:
+        """Add the GPU memory, each of GPU_MEMORY by a function that reads it."""
+        for name, words in GPU_MEMORY.items():
             gauge = Gauge(f"modelbake_gpu_memory_{name}_bytes", words, registry=self.registry)
-            gauge.set_function(read)
+            gauge.set_function(reads[name])
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
         """Count and time the requests to ``app``, each until the last byte of its answer."""
