@@ -164,14 +164,14 @@ def read_file(chunks: Iterator[bytes], path: str, largest: int) -> bytes:
         EngineError: the image cannot be read, has no such file, or one of more than `largest` bytes.
     """
     try:
-        with tarfile.open(fileobj=_Chunks(chunks), mode="r|") as archive:
+        with tarfile.open(fileobj=as_file(chunks), mode="r|", bufsize=_BUFFER) as archive:
             for member in archive:
                 if not member.isfile() or (content := archive.extractfile(member)) is None:
                     continue
                 assert isinstance(content, io.BufferedReader)
                 if (found := _file_of_layer(content, path, largest)) is not None:
                     return found
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise EngineError(f"the exported image cannot be read: {error}") from error
     raise EngineError(f"the exported image has no {path} of at most {largest:,} bytes")
 
@@ -179,7 +179,7 @@ def read_file(chunks: Iterator[bytes], path: str, largest: int) -> bytes:
 def _file_of_layer(content: io.BufferedReader, path: str, largest: int) -> bytes | None:
     """Return a file of a layer; None for what has no such file, or is no archive."""
     try:
-        archive = tarfile.open(fileobj=_unpacked(content), mode="r|")  # noqa: SIM115
+        archive = tarfile.open(fileobj=unpacked(content), mode="r|")  # noqa: SIM115
     except tarfile.ReadError:
         return None
     with archive:

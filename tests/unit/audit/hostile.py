@@ -29,7 +29,7 @@ class _State(_Calls):
 
 
 class _New:
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[object, ...]:
         import copyreg
 
         return copyreg.__newobj__, (_New,)  # type: ignore[attr-defined]
