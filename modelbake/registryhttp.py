@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +21,9 @@ import httpx2
 from modelbake.certsd import certificates_of, context_for
 from modelbake.dockerconfig import DOCKER_HUB, RegistryCredentials, registry_key
 from modelbake.errors import DiskFull, RegistryError, RegistryUnavailable
-from modelbake.registryauth import INSECURE, RegistryLogin, in_clear, is_loopback
+from modelbake.registryauth import RegistryLogin, in_clear, is_loopback
 from modelbake.registryreply import Reply, retry_after, said, says_full
+from modelbake.tlshints import hint_for, tls_problem
 from modelbake.trust import ENVIRONMENT_HINT
 
 _HUB_HOST = "registry-1.docker.io"  # where docker.io's API answers
@@ -35,14 +35,6 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
 _BUFFER = 1 << 20  # bytes; how a blob is read
 FOREIGN = (httpx2.HTTPError, httpx2.InvalidURL, httpx2.CookieConflict, httpx2.StreamError)
-
-_IS_IT_UP = "is it up, and reachable from here (DNS, firewall, HTTPS_PROXY)?"
-_HINTS = {
-    "untrusted": "if its authority is your own, name a PEM file with it in MODELBAKE_CA_BUNDLE, or put it as"
-    " ca.crt into /etc/docker/certs.d/{host}",
-    "unknown": "it wants a client certificate: client.cert and client.key in /etc/docker/certs.d/{host}",
-    "clear": f"it speaks no TLS; if nobody can listen on the way to it, name it: {INSECURE}={{host}}",
-}
 
 
 class ConnectionLost(Exception):
@@ -267,7 +259,7 @@ class RegistryConnection:
                 reply = self._receive(method, url, headers, content, patience)
             except FOREIGN as error:
                 failure = self._unreachable(url, error)
-                if not isinstance(error, httpx2.TransportError) or _tls_problem(error):
+                if not isinstance(error, httpx2.TransportError) or tls_problem(error):
                     raise failure from error
                 failure.__cause__ = error
             else:
@@ -312,14 +304,11 @@ class RegistryConnection:
             return Reply(response.status_code, response.headers, bytes(body))
 
     def _unreachable(self, url: httpx2.URL, error: Exception) -> RegistryUnavailable:
-        hint = _HINTS.get(
-            _tls_problem(error), "is it up, and reachable from here (DNS, firewall, HTTPS_PROXY)?"
-        )
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
         return RegistryUnavailable(
             f"cannot be reached ({kind}: {error})" if str(error) else f"cannot be reached ({kind})",
             subject=_place(url),
-            hint=hint.format(host=url.netloc.decode()),
+            hint=hint_for(error, url.netloc.decode()),
         )
 
 
@@ -331,24 +320,6 @@ def registry_full(place: str, reply: Reply, size: int = 0) -> DiskFull:
         subject=place,
         hint="free space there: expire candidate tags, collect garbage, or enlarge it; then run this again",
     )
-
-
-def _tls_problem(error: BaseException | None) -> str:
-    """Return which of _HINTS is about the TLS error behind an error, "" where there is none.
-
-    Sending the request again cannot mend it.
-    """
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return "untrusted"
-        if isinstance(error, ssl.SSLError):
-            reason = error.reason or ""
-            if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-                return "clear"
-            if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-                return "unknown"
-        error = error.__cause__ or error.__context__
-    return ""
 
 
 def _place(url: httpx2.URL) -> str:

@@ -214,6 +214,8 @@ def test_our_own_tree_gives_no_false_alarm(hooks: Hooks, tmp_path: Path) -> None
             (repository.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, repository.folder / name)
     done = repository.commit({})
+    if "The baseline file was updated" in done.stdout + done.stderr:
+        done = repository.commit({})  # what it accepts stands in other lines by now: that is no alarm
     assert done.returncode == 0, done.stdout + done.stderr
     accepted = json.loads((ROOT / ".secrets.baseline").read_text())["results"]
     own = [file for file in accepted if not file.startswith("tests/")]
