@@ -949,6 +949,7 @@ def test_killed_and_run_again(world: World, options: tuple[str, ...]) -> None:
 def test_hf_transfer_dies_with_its_parent(world: World, tmp_path: Path) -> None:
     copy = tmp_path / "builder"
     shutil.copytree(FETCH.parent, copy)
+    shutil.copy(FETCH.parent.parent / "start/weight_sample.py", copy)
     hung = threading.Event()
 
     def answer(ask: Asked) -> None:
