@@ -93,7 +93,10 @@ class LayerReader:
 
     def _blob(self, stream: _Again) -> LayerFacts:
         size, hits = self._through(stream, None)
-        return LayerFacts(1, size, tuple(Seen(hit.rule, "", _said(hit), hit.offset) for hit in hits))
+        seen = [Seen(hit.rule, "", _said(hit), hit.offset) for hit in hits]
+        if not size:  # a zstd stream that was cut off ends without a word
+            seen.append(Seen("unreadable", "", "the layer has no byte: it may have been cut off"))
+        return LayerFacts(1, size, tuple(seen))
 
     def _tar(self, stream: _Again) -> LayerFacts:
         facts = _Gathered()
@@ -109,6 +112,8 @@ class LayerReader:
         if rest.something:
             facts.add(Seen("unreadable", "", "there are bytes after the end of the layer's tar"))
             facts.hits("", hits)
+        elif stream.last.strip(b"\0"):
+            facts.add(Seen("unreadable", "", "the layer's tar has no end: it may have been cut off"))
         return facts.done()
 
     def _entry(self, archive: tarfile.TarFile, member: tarfile.TarInfo, facts: _Gathered) -> None:
@@ -230,20 +235,21 @@ class _Member(tarfile.TarInfo):
 
 
 class _Again:
-    """A stream whose first block was looked at, and is read again."""
+    """A stream whose first block was looked at, and is read again. `last`: its last block so far."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         head = b""
         while len(head) < _BLOCK and (piece := stream.read(_BLOCK - len(head))):
             head += piece
-        self.head = self._first = head
+        self.head = self._first = self.last = head
 
     def read(self, size: int) -> bytes:
         if self._first:
             piece, self._first = self._first[:size], self._first[size:]
             return piece
         read: bytes = self._stream.read(size)
+        self.last = (self.last + read)[-_BLOCK:] if len(read) < _BLOCK else read[-_BLOCK:]
         return read
 
 

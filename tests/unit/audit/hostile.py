@@ -12,6 +12,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from typing import Any
 
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
@@ -29,7 +30,7 @@ class _State(_Calls):
 
 
 class _New:
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self) -> Any:
         import copyreg
 
         return copyreg.__newobj__, (_New,)  # type: ignore[attr-defined]

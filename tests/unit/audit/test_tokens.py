@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+from collections.abc import Collection
 
 import pytest
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
@@ -141,7 +142,8 @@ def test_random_bytes_hold_no_secret_and_no_pickle() -> None:
 def test_every_rule_of_detect_secrets_that_is_a_form_is_ours_as_well() -> None:
     """What it finds by a token's form in a secret, we find; it may look at lines of text only."""
     compared = 0
-    for plugin in get_mapping_from_secret_type_to_class().values():
+    plugins: Collection[type] = get_mapping_from_secret_type_to_class().values()
+    for plugin in plugins:
         if not issubclass(plugin, RegexBasedDetector):
             continue
         detector = plugin()
@@ -158,7 +160,7 @@ def test_a_new_plugin_of_detect_secrets_has_to_be_looked_at_here() -> None:
         " IbmCloudIam IbmCosHmac IPPublic JwtToken Mailchimp Npm OpenAI PrivateKey PypiToken SendGrid Slack"
         " Softlayer SquareOAuth Stripe TelegramBotToken TwilioKey"
     )
-    plugins = get_mapping_from_secret_type_to_class().values()
+    plugins: Collection[type] = get_mapping_from_secret_type_to_class().values()
     found = {
         each.__name__.removesuffix("Detector") for each in plugins if issubclass(each, RegexBasedDetector)
     }
