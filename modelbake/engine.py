@@ -14,15 +14,18 @@ import shutil
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import docker
 from docker.context import ContextAPI
+from docker.errors import create_api_error_from_http_exception
 from docker.tls import TLSConfig
 from docker.utils import kwargs_from_env
+from requests import HTTPError
 
 from modelbake.buildkit.failure import FOREIGN, START_AN_ENGINE, translate, translating
 from modelbake.containers import (
@@ -65,6 +68,8 @@ _DEFAULT_HOST = "unix:///var/run/docker.sock"
 _CONTEXT = "modelbake"
 _PROBE_SECONDS = 10
 _EXPORT_CHUNK = 1 << 20  # bytes
+# Some engines write the whole archive to their own disk before its first byte: minutes, for 10 GB.
+_EXPORT_SECONDS = 1800
 
 
 @dataclass(frozen=True)
@@ -229,8 +234,15 @@ class Engine:
             ImageNotFound: there is no such image.
             EngineError: the engine cannot read it, or the connection ended.
         """
+        url = f"{self.api.base_url}/v{self.api.api_version}/images/{quote(image_id, safe='/:')}/get"
         with translating(image_id):
-            yield from self.api.get_image(image_id, chunk_size=_EXPORT_CHUNK)
+            response = self.api.get(url, stream=True, timeout=_EXPORT_SECONDS)
+            with closing(response):
+                try:
+                    response.raise_for_status()
+                except HTTPError as error:
+                    create_api_error_from_http_exception(error)  # raises
+                yield from response.iter_content(chunk_size=_EXPORT_CHUNK)
 
     def names(self, repository: str) -> list[str]:
         """Return the tags that the engine has of a local repository, such as `modelbake/minilm`."""

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 import pytest
 
+from modelbake.engine import Engine
+from modelbake.runtime import load_runtime
 from tests.integration.world import World
 from tests.servers.environment import ROOT
+from tests.servers.minilm import tiny_llama
 from tests.servers.tiny_diffusion import tiny_diffusion
 from tests.servers.tiny_gguf import tiny_gguf
 
 pytestmark = pytest.mark.engine
+large = pytest.mark.skipif(
+    not os.environ.get("MODELBAKE_LARGE_TESTS"),
+    reason="a build with torch takes minutes: set MODELBAKE_LARGE_TESTS=1",
+)
 
 
 def test_llamacpp(world: World) -> None:
@@ -46,10 +54,7 @@ def test_llamacpp(world: World) -> None:
     assert world.version_tags("gguf") == ["1.0.0"]
 
 
-@pytest.mark.skipif(
-    not os.environ.get("MODELBAKE_LARGE_TESTS"),
-    reason="a build with torch takes minutes: set MODELBAKE_LARGE_TESTS=1",
-)
+@large
 def test_diffusers(world: World) -> None:
     pytest.importorskip("diffusers", reason="`make test` installs requirements/reference.txt")
     world.images = ROOT / "images"
@@ -69,6 +74,59 @@ def test_diffusers(world: World) -> None:
     world.login(world.services)
     world.run("publish")
     assert world.version_tags("sd") == ["1.0.0"]
+
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
+
+
+def vllm_model(world: World, **keys: Any) -> None:
+    pytest.importorskip("transformers", reason="`make test` installs requirements/reference.txt")
+    world.images = ROOT / "images"
+    world.repo("acme/llama", tiny_llama(world.folder / "llama"))
+    checks = [{"post": "/v1/chat/completions", "body": CHAT, "expect": {"usage.completion_tokens": 8}}]
+    smoke = {"requests": 3, "checks": checks, "startup_seconds": 900}
+    world.models(
+        chat={"source": "hf://acme/llama", "runtime": "vllm", "device": "cuda", "smoke": smoke, **keys}
+    )
+    world.run("lock", "build")
+
+
+@large
+def test_vllm_as_far_as_it_goes_without_a_gpu(world: World) -> None:
+    """The image of 4 GB from PyPI: what it imports, how vLLM reads the launcher's words, what it says."""
+    vllm_model(world)
+    image = "modelbake/chat:1.0.0"
+    strict = ["run", "--rm", "--read-only", "--cap-drop", "ALL", "--network", "none", "--tmpfs", "/tmp:exec"]
+    program = (ROOT / "tests/servers/vllm_without_gpu.py").read_text()
+    python = ["--entrypoint", "/opt/venv/bin/python", image, "-c", program]
+    told = json.loads(world.docker(*strict, *python, "/app", "/modelbake").ok().out.splitlines()[-1])
+    assert (told["architecture"], told["context"], told["served"]) == ("LlamaForCausalLM", 256, "chat")
+    assert told["answers"] == {"/health": 503, "/ping": 503, "/v1/models": 503, "/metrics": 200}
+    if told["gpu"]:
+        return
+    started = world.docker(*strict, image)
+    assert started.code == 70
+    events = [json.loads(line) for line in started.out.splitlines()]
+    assert [event["event"] for event in events] == ["verified", "load_failed"]
+    assert "start the container with --gpus" in events[1]["error"]
+    smoked = world.build_py("smoke", "chat")
+    assert smoked.code == 53, "the engine has no GPU"
+    assert not (world.folder / "reports/chat/1.0.0.json").exists()
+
+
+@large
+@pytest.mark.gpu
+def test_vllm_on_a_gpu(world: World, engine: Engine) -> None:
+    if not engine.info.gpu:
+        pytest.skip("this engine has no GPU")
+    # Its own base, with a C compiler: the one of the tests has none.
+    vllm_model(world, base=load_runtime(ROOT / "images", "vllm").base)
+    world.run("smoke")
+    report = json.loads((world.folder / "reports/chat/1.0.0.json").read_text())
+    assert (report["passed"], report["gpu"]) == (True, True)
+    assert report["device"].startswith("cuda:")
+    assert report["load_seconds"] > 0
+    assert report["gpu_memory"]["torch_peak_bytes"] > 0
 
 
 APP = """

@@ -20,6 +20,7 @@ from modelbake.buildkit.progress import Log
 from modelbake.buildkit.solve import build
 from modelbake.credentials import Secret
 from modelbake.engine import Engine
+from modelbake.errors import ImageNotFound
 from modelbake.render import render_runtime
 from modelbake.runtime import load_runtime
 from modelbake.sizing import measure
@@ -170,6 +171,11 @@ def test_a_library_that_a_base_and_a_wheel_both_bring_is_named(engine: Engine, t
             assert sizes.total == image.size
     finally:
         engine.api.remove_image(built.id, force=True)
+
+
+def test_an_image_that_is_not_there_has_no_size(engine: Engine) -> None:
+    with pytest.raises(ImageNotFound):
+        measure(engine, f"sha256:{'0' * 64}")
 
 
 def test_an_image_that_is_too_large_gets_no_tag(world: World) -> None:
