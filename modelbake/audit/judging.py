@@ -30,6 +30,7 @@ _DISTRIBUTION = re.compile(
     r"|ssh-agent|crontab|fusermount3?|unix_chkpwd|pam_timestamp_check|bbsuid)"
     r"|lib(?:exec)?/(?:openssh/ssh-keysign|dbus-1(?:\.0)?/dbus-daemon-launch-helper|utempter/utempter))"
 )
+_LIBRARY = re.compile(r"(?:usr/)?lib(?:64)?/(?:[a-z0-9_]+-linux-gnu/)?lib[\w+.-]+\.so[\d.]*")
 _MOST = 1000  # findings of one rule that are listed; a broken image may have a million
 
 
@@ -86,6 +87,8 @@ def _of_layer(
             rule = "pickle-python" if _PYTHON.fullmatch(seen.path) else rule
         if rule == "setuid" and layer.packages and _DISTRIBUTION.fullmatch(seen.path):
             rule = "setuid-distribution"
+        if rule == "secret-private-key" and layer.packages and _LIBRARY.fullmatch(seen.path):
+            rule = "secret-distribution"
         title = RULES[rule].title if rule.startswith("secret-") else ""
         message = ", ".join(part for part in (title, seen.message) if part)
         place = seen.path or f"(layer {number})"

@@ -41,6 +41,12 @@ _ALL = (
     Rule("secret-bearer", "error", "an Authorization header's value, or a JSON web token", _ROTATE),
     Rule("secret-url", "error", "a URL with a password", _ROTATE),
     Rule(
+        "secret-distribution",
+        "note",
+        "a private key in a library of the base's distribution: libgnutls has those of its self-tests",
+        "nothing, if you trust the base image",
+    ),
+    Rule(
         "secret-name",
         "error",
         "a variable, label or build argument whose name promises a secret has a value",

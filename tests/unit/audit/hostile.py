@@ -114,6 +114,7 @@ HOSTILE = {
     "NumPy objects in an archive": zipped("arr_0.npy", NUMPY),
     "after a picture's header": b"GIF89a\x01\0\x01\0" + STACK_GLOBAL,
     "after a text": b"# the weights\n\n" + GLOBAL,
+    "broken, after a text": b"# the weights\n\n" + BROKEN,
     "INST after a text": b"# the weights\n\n" + INST,
     "after 40 MB": bytes(40 << 20) + STACK_GLOBAL,
     "after a safetensors header": struct.pack("<Q", 2) + b"{}" + STACK_GLOBAL,

@@ -139,6 +139,9 @@ FAULTS: dict[str, list[tuple[str, Change]]] = {
         ]
         for rule in sorted({rule for rule, _ in SECRETS.values()})
     },
+    "secret-distribution": [
+        ("self-test", put("usr/lib/x86_64-linux-gnu/libgnutls.so.30.34.3", of("rsa key").encode()))
+    ],
     "secret-name": [
         ("variable", env("HF_TOKEN=whatever")),
         ("label", label("com.example.api-key".replace("-", "_"), "whatever")),

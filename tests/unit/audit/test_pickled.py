@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import random
@@ -68,6 +69,9 @@ def harmless() -> dict[str, bytes]:
         "text with the letters of opcodes": b"cat\ndog\n.gitignore\n(tRuce)\nimages\nicons\n.git\n",
         "a word list": b"cos\ncosine\nsystem\nRome\nVienna\nNRA\n.\n",
         "another word list": b"images\nicons\n.\nios\nsystem\n.\n",
+        "prose": b"Only on AIX (i.e. 32 and 64 bit), in c\nfor svr4 (i\nonly one ABI is there.\n",
+        "a certificate": base64.encodebytes(random.Random(3).randbytes(3000)),
+        **{f"base64 {n}": base64.encodebytes(random.Random(n).randbytes(6000)) for n in range(40)},
         "a configuration": b"continue\nimport\nI\nL\nS'\n",
         "an index": json.dumps({"weight_map": {"a": "pytorch_model.bin", "b": "data.pkl"}}).encode(),
         "a zip": zipped("a.txt", b"hello " * 99),
