@@ -28,7 +28,7 @@ from tests.servers.hub import Hub
 from tests.servers.minilm import cache_folder
 
 # Enough of a system for RUN steps, taken from this machine: no download, no distribution in particular.
-_PROGRAMS = "cat cp echo env false head id ls mkdir seq sh sha256sum sleep tail touch true wc"
+_PROGRAMS = "cat cp echo env false head id ls mkdir rm seq sh sha256sum sleep tail touch true wc"
 
 
 @dataclass(frozen=True)
