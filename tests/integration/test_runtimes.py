@@ -101,6 +101,8 @@ def test_vllm_as_far_as_it_goes_without_a_gpu(world: World) -> None:
     python = ["--entrypoint", "/opt/venv/bin/python", image, "-c", program]
     told = json.loads(world.docker(*strict, *python, "/app", "/modelbake").ok().out.splitlines()[-1])
     assert (told["architecture"], told["context"], told["served"]) == ("LlamaForCausalLM", 256, "chat")
+    assert told["nccl"] == 2
+    assert {"ptx", "cubin"} <= set(told["compiled"])
     assert told["answers"] == {"/health": 503, "/ping": 503, "/v1/models": 503, "/metrics": 200}
     if told["gpu"]:
         return

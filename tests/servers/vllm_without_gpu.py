@@ -5,7 +5,8 @@
 Run by the environment or image that is to be looked at, with the settings of a container. It imports what
 serves and what computes, reads the launcher's own command line with vLLM's parser, has vLLM check the model
 in ``$MODELBAKE_WEIGHTS`` and make the engine's configuration, and asks vLLM's own application, with the
-middleware around it. vLLM is told that it is on a CPU, as its `bench` command does where there is no GPU.
+middleware around it. Triton compiles a kernel for a GPU, and NCCL says its version. vLLM is told that it is
+on a CPU, as its `bench` command does where there is no GPU.
 stdout: one JSON object.
 """
 
@@ -16,6 +17,8 @@ import importlib
 import json
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 # What a request needs, and what the engine and its workers do.
@@ -37,6 +40,15 @@ MODULES = (
     "vllm.v1.attention.backends.triton_attn",
     "vllm.model_executor.model_loader",
 )
+KERNEL = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def add(x, y, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.exp(tl.load(x + at, mask=at < n)), mask=at < n)
+"""
 
 
 def main(folders: list[str]) -> None:
@@ -56,9 +68,27 @@ def main(folders: list[str]) -> None:
     model = engine.create_model_config()
     _, architecture = model.registry.resolve_model_cls(model.architectures, model)
     engine.create_engine_config()
+    told["nccl"] = importlib.import_module("torch.cuda.nccl").version()[0]
+    told["compiled"] = compile_kernel()
     told |= {"architecture": architecture, "context": model.max_model_len, "served": model.served_model_name}
     told["answers"] = asyncio.run(ask(args, model))
     sys.stdout.write(f"{json.dumps(told)}\n")
+
+
+def compile_kernel() -> list[str]:
+    """What Triton makes of a kernel for an H100, the last of it by its own ptxas."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Triton reads a kernel's source from its file.
+        (Path(folder) / "kernel_of_test.py").write_text(KERNEL)
+        sys.path.insert(0, folder)
+        kernel = importlib.import_module("kernel_of_test").add
+        triton: Any = importlib.import_module("triton")
+        compiler: Any = importlib.import_module("triton.compiler")
+        signature = {"x": "*fp32", "y": "*fp32", "n": "i32", "BLOCK": "constexpr"}
+        source = compiler.ASTSource(fn=kernel, signature=signature, constexprs={"BLOCK": 128})
+        target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
+        made = triton.compile(source, target=target)
+        return sorted(kind for kind, content in made.asm.items() if content)
 
 
 def parse(words: list[str]) -> Any:
