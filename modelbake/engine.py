@@ -238,6 +238,8 @@ class Engine:
         with translating(image_id):
             response = self.api.get(url, stream=True, timeout=_EXPORT_SECONDS)
             with closing(response):
+                if response.status_code == 404:
+                    raise NoSuchImage("the engine has no such image", subject=image_id)
                 try:
                     response.raise_for_status()
                 except HTTPError as error:

@@ -175,7 +175,7 @@ def test_a_library_that_a_base_and_a_wheel_both_bring_is_named(engine: Engine, t
 
 def test_an_image_that_is_not_there_has_no_size(engine: Engine) -> None:
     with pytest.raises(ImageNotFound):
-        measure(engine, f"sha256:{'0' * 64}")
+        measure(engine, "modelbake-test/none:1")
 
 
 def test_an_image_that_is_too_large_gets_no_tag(world: World) -> None:
