@@ -150,7 +150,7 @@ class Inside:
                 return
             walk = _walk(buffer, header.start(), whole=whole, plausible=True)
             self._opcodes += walk.opcodes + 1
-            if walk.imports or walk.end == "long":
+            if walk.imports:
                 yield header.start(), f"a pickle of protocol {buffer[header.start() + 1]}{_named(walk)}"
 
 

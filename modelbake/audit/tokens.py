@@ -118,8 +118,8 @@ _KEY_OTHERS = (
     (b"AGE-SECRET-KEY-1", re.compile(rb"AGE-SECRET-KEY-1[A-Z0-9]{58}" + _END)),
 )
 _LAST = re.compile(rb"[^\s:=\"']+=*\Z")
-# What is known to everybody: AWS's and Azurite's documentation.
-_PUBLIC = (b"EXAMPLE", b"Eby8vdM02xNOcqFl")
+# Known to everybody: AWS's and Azurite's manuals, and the test account in transformers' own source.
+_PUBLIC = (b"EXAMPLE", b"Eby8vdM02xNOcqFl", b"hf_94wBhPGp6KrrTH")
 _GUESSED = frozenset(("secret-bearer", "secret-url"))  # told by their place and not by a form of their own
 _FEWEST_CHARACTERS = 8  # different ones in a token; fewer are a placeholder, such as hf_xxxxxxxx
 

@@ -79,6 +79,7 @@ def harmless() -> dict[str, bytes]:
         "a tar": tarred("a.txt", b"hello"),
         "numbers of NumPy": b"\x93NUMPY\x01\0v\0{'descr': '<f4', 'fortran_order': False, }\n" + bytes(64),
         "GGUF": b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + bytes(99),
+        "numbers that are opcodes": b"x" * 9000 + b"\x80\0" + b"(K\0" * 5000,
         "a font": b"\x80\x01\x0d\x15\0\0%!PS-AdobeFont-1.0",
         "a number": b"N.",
         "ones": b"\xff" * 9999,

@@ -108,6 +108,7 @@ def test_a_canary_that_tells_nothing_is_refused(secret: str) -> None:
     "text",
     [
         "hf" + "_" + "x" * 34,
+        "hf" + "_94wBhPGp6KrrTH3KD" + "chhKpRxZwd6dmHWLL",
         "hf" + "_YourTokenHere",
         "the_hf" + "_hub_download_file_from_a_repository_now",
         "AK" + "IAIOSFODNN7EXAMPLE",
