@@ -867,7 +867,8 @@ def small_disk(path: Path, size: str, *options: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(path)], check=True)
+        # Lazily: a program that was ended a moment ago may still hold it.
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @pytest.mark.promise("disk-full")

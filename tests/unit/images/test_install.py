@@ -437,7 +437,7 @@ def test_a_full_disk(ready: Bench, tmp_path: Path) -> None:
         code, event, _ = ready.run()
         assert code == 34, event
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_what_fetch_needs_is_pinned() -> None:
