@@ -178,9 +178,8 @@ def read_file(chunks: Iterator[bytes], path: str, largest: int) -> bytes:
 
 def _file_of_layer(content: io.BufferedReader, path: str, largest: int) -> bytes | None:
     """Return a file of a layer; None for what has no such file, or is no archive."""
-    try:
-        archive = tarfile.open(fileobj=unpacked(content), mode="r|")  # noqa: SIM115
-    except tarfile.ReadError:
+    archive = _open_layer(content)
+    if archive is None:
         return None
     with archive:
         for member in archive:
@@ -226,9 +225,8 @@ def _read_layer(content: io.BufferedReader) -> Layer | None:
     files: dict[str, int] = {}
     hidden: set[str] = set()
     records: dict[str, str] = {}
-    try:
-        archive = tarfile.open(fileobj=unpacked(content), mode="r|")  # noqa: SIM115
-    except tarfile.ReadError:
+    archive = _open_layer(content)
+    if archive is None:
         return None
     with archive:
         for member in archive:
@@ -241,6 +239,14 @@ def _read_layer(content: io.BufferedReader) -> Layer | None:
                     read = archive.extractfile(member)
                     records[path] = read.read().decode(errors="replace") if read else ""
     return Layer("", files, frozenset(hidden), records)
+
+
+def _open_layer(content: io.BufferedReader) -> tarfile.TarFile | None:
+    """Open a layer, compressed or not; None for what is no archive."""
+    try:
+        return tarfile.open(fileobj=unpacked(content), mode="r|")
+    except tarfile.ReadError:
+        return None
 
 
 def unpacked(content: io.BufferedReader) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import sys
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,14 +37,6 @@ from tests.unit.hostile.readers import (
 
 FILES = {"config.json": b'{"a": 1}' * 1000, "model.safetensors": random.Random(5).randbytes(20_000)}
 HOSTILE = cases(1, 5)
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    Repo.create(tmp_path / "hub", NAME, FILES)
-    with Hub(tmp_path / "hub", tokens={TOKEN: [NAME]}) as running:
-        yield running
-        huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tarfile
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,13 +74,6 @@ PAIRS = {
     "a file and a folder": ("a.json", "a.json/b.json"),
     "a file and a folder, case": ("A.json", "a.json/b.json"),
 }
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub", tokens={TOKEN: [NAME]}) as running:
-        yield running
-        huggingface_hub.close_session()
 
 
 def make_case(hub: Hub, folder: Path, *paths: str) -> Case:

@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 
 from modelbake.sources import addresses, hub_client
-from tests.servers.hub import Fault, Hub, Repo
+from tests.servers.hub import Fault, Hub
 from tests.unit.hostile.readers import (
     BUILDER,
     NAME,
@@ -51,19 +51,6 @@ NOWHERE = (
     "http://",
 )
 PUBLIC = "http://93.184.215.14"  # a literal address: it is not asked, a proxy of the test answers for it
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    Repo.create(tmp_path / "hub", NAME, FILES)
-    with Hub(tmp_path / "hub", tokens={TOKEN: [NAME]}) as running:
-        yield running
-        huggingface_hub.close_session()
-
-
-@pytest.fixture
-def case(hub: Hub, tmp_path: Path) -> Case:
-    return Case(hub.url, Repo(hub.root, NAME).head.id, FILES, tmp_path / "case")
 
 
 @pytest.mark.promise("hub-names", "hub-token")

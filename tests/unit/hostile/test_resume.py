@@ -6,15 +6,14 @@ import hashlib
 import random
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Tally
 from tests.promises import cases
-from tests.servers.hub import Fault, Hub, Repo
-from tests.unit.hostile.readers import BUILDER, NAME, TOKEN, Case, prepare, require_right, sabotaged
+from tests.servers.hub import Fault, Hub
+from tests.unit.hostile.readers import BUILDER, Case, prepare, require_right, sabotaged
 
 WEIGHTS = random.Random(11).randbytes(900_000)
 FILES = {
@@ -23,18 +22,6 @@ FILES = {
     "model-2.safetensors": WEIGHTS[:300_000][::-1],
     "sub/vocab.txt": b"word\n" * 20_000,
 }
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    Repo.create(tmp_path / "hub", NAME, FILES)
-    with Hub(tmp_path / "hub", tokens={TOKEN: [NAME]}) as running:
-        yield running
-
-
-@pytest.fixture
-def case(hub: Hub, tmp_path: Path) -> Case:
-    return Case(hub.url, Repo(hub.root, NAME).head.id, FILES, tmp_path / "case")
 
 
 def partial_bytes(case: Case) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 
 from modelbake.credentials import Secret
@@ -44,19 +43,6 @@ FILES = {
     "sub/empty.txt": b"",
 }
 SEEDS = cases(3, 100)
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    Repo.create(tmp_path / "hub", NAME, FILES)
-    with Hub(tmp_path / "hub", tokens={TOKEN: [NAME]}) as running:
-        yield running
-        huggingface_hub.close_session()
-
-
-@pytest.fixture
-def case(hub: Hub, tmp_path: Path) -> Case:
-    return Case(hub.url, Repo(hub.root, NAME).head.id, FILES, tmp_path / "case")
 
 
 def swap(hub: Hub, one: str, other: str) -> None:
