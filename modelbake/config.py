@@ -16,6 +16,7 @@ from pydantic import Field, PrivateAttr
 from modelbake import schema
 from modelbake.errors import UsageError
 from modelbake.expected import golden_of
+from modelbake.release.entries import USUAL_CHANNELS, ChannelEntry, SigningEntry
 from modelbake.scalars import quoted
 from modelbake.schema import DEFAULT_HUB, Device, json_schema
 from modelbake.validation import Entry, did_you_mean, validate
@@ -96,6 +97,8 @@ class Config(Entry):
     path: Path
     registry: schema.Registry
     models: Mapping[str, ModelSpec]
+    channels: Mapping[str, ChannelEntry] = Field(default_factory=lambda: dict(USUAL_CHANNELS))
+    signing: SigningEntry | None = None
     _file: YamlFile | None = PrivateAttr(default=None)
 
     def select(self, names: Sequence[str], all: bool = False) -> list[ModelSpec]:
@@ -140,9 +143,15 @@ def load_config(path: Path) -> Config:
     file = read_yaml(path, hint="run in the folder that holds models.yaml, or name it with --file")
     document = validate(file, schema.ModelsFile, _without_runtime(file))
     models = {name: _merged(name, document.defaults, entry) for name, entry in document.models.items()}
-    config = Config(path=path, registry=document.registry, models=models)
+    config = Config(
+        path=path,
+        registry=document.registry,
+        models=models,
+        channels=document.channels,
+        signing=document.signing,
+    )
     config._file = file
-    raise_problems(path, list(_impossible(config)))
+    raise_problems(path, [*_impossible(config), *_impossible_channels(config, file)])
     return config
 
 
@@ -176,6 +185,24 @@ def _impossible(config: Config) -> Iterator[Problem]:
                 "`device: cpu` and `require_gpu: true` exclude each other; write `require_gpu: false`, or"
                 " another device",
             )
+
+
+def _impossible_channels(config: Config, file: YamlFile) -> Iterator[Problem]:
+    """Yield a problem for each requirement of a channel that no version can meet."""
+    for name, entry in config.channels.items():
+        here: KeyPath = ("channels", name)
+        if "signature" in entry.require and config.signing is None:
+            yield file.problem(
+                (*here, "require"), "a signature is required, and `signing` says not whose; add `signing`"
+            )
+        if entry.soak is None:
+            continue
+        soaks: KeyPath = (*here, "soak", "channel")
+        if entry.soak.channel == name:
+            yield file.problem(soaks, "a version cannot have been in this very channel before")
+        elif entry.soak.channel not in config.channels:
+            guess = did_you_mean(entry.soak.channel, config.channels)
+            yield file.problem(soaks, f"no channel {quoted(entry.soak.channel)}{guess}")
 
 
 def _written(entry: Entry) -> dict[str, Any]:

@@ -41,9 +41,18 @@
     |   +-- ReportMissing        66   no passing smoke report for this very image
     |   +-- RegistryLimit        67   the registry's limits do not take these layers
     |   +-- RuntimeMissing       68   the registry has no runtime image, and none can be built here
+    |   +-- DeleteRefused        78   the registry does not delete
     +-- LayoutError              69   a folder is no OCI layout, or cannot be read or written
     +-- DoctorFailed             70   `doctor` found something to fix
     +-- AuditFailed              71   `audit` found something that must not be in the image
+    +-- ReleaseError             72   a release or a channel cannot become what is asked for
+    |   +-- NotReleased          73   the registry has no such version
+    |   +-- ChannelMoved         74   somebody else moved the channel, by hand or at the same time
+    |   +-- PolicyRefused        75   the version lacks what the channel requires
+    +-- SignatureError           76   an image is not signed, or not by whom it should be
+    |   +-- SigningFailed        77   the image could not be signed
+    +-- BackupError              79   a backup cannot be written, read or restored
+    +-- VerifyFailed             80   `verify` found that an image is not what it should be
     +-- Interrupted             130   Ctrl-C
 
 Only `modelbake.cli` catches these. Code that talks to the outside translates foreign exceptions into
@@ -311,6 +320,12 @@ class RuntimeMissing(RegistryError):
     exit_code = 68
 
 
+class DeleteRefused(RegistryError):
+    """The registry does not delete, or not for these credentials."""
+
+    exit_code = 78
+
+
 class LayoutError(ModelbakeError):
     """A folder is not an OCI layout, or it cannot be read or written."""
 
@@ -327,6 +342,54 @@ class AuditFailed(ModelbakeError):
     """`audit` found something that must not be in the image; what it is was printed."""
 
     exit_code = 71
+
+
+class ReleaseError(ModelbakeError):
+    """A release or a channel cannot become what is asked for; nothing was changed."""
+
+    exit_code = 72
+
+
+class NotReleased(ReleaseError):
+    """The registry has no such version of the model."""
+
+    exit_code = 73
+
+
+class ChannelMoved(ReleaseError):
+    """Somebody else moved the channel: by hand, or at the same time."""
+
+    exit_code = 74
+
+
+class PolicyRefused(ReleaseError):
+    """The version lacks what the channel requires."""
+
+    exit_code = 75
+
+
+class SignatureError(ModelbakeError):
+    """An image is not signed, or not by whom models.yaml says."""
+
+    exit_code = 76
+
+
+class SigningFailed(SignatureError):
+    """The image could not be signed: the program is missing, or says so."""
+
+    exit_code = 77
+
+
+class BackupError(ModelbakeError):
+    """A backup cannot be written, read or restored."""
+
+    exit_code = 79
+
+
+class VerifyFailed(ModelbakeError):
+    """`verify` found that an image is not what it should be; what it is was printed."""
+
+    exit_code = 80
 
 
 class Interrupted(ModelbakeError):

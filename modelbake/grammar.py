@@ -167,6 +167,11 @@ def _advise_path(text: str) -> str:
     return f"did you mean {quoted('/' + text)}?" if PATH.matches(f"/{text}") else ""
 
 
+def _advise_channel(text: str) -> str:
+    lower = re.sub(r"[ ._]+", "-", text.lower())
+    return f"did you mean {quoted(lower)}?" if lower != text and CHANNEL.matches(lower) else ""
+
+
 def _advise_package(text: str) -> str:
     better = re.sub(r"[-_.]+", "-", text).lower()
     return f"did you mean {quoted(better)}?" if PACKAGE.matches(better) else ""
@@ -317,4 +322,19 @@ INSTALLED = Grammar(
     ("triton/**", "nvidia/nccl/lib/libnccl.so.2"),
 )
 REASON = Grammar("a reason: text on one line", rf"(?!\s){_LINE}+(?<!\s)", 200, ("no compiler is there",))
+CHANNEL = Grammar(
+    "a channel's name: lower-case letters, digits and '-' after a letter (at most 32 characters)",
+    # Its moves are the tags NAME-0001, NAME-0002, ...; `candidate-` and `sha256-` begin tags of other kinds.
+    r"(?!(?:candidate|latest|sha256)(?:-|$))[a-z](?:-?[a-z0-9]){0,31}(?<!-[0-9]{4})",
+    32,
+    ("staging", "production"),
+    _advise_channel,
+)
+KEY = Grammar(
+    "a PEM file relative to models.yaml, or a KMS URI such as awskms:///alias/name",
+    r"(?:(?:awskms|gcpkms|azurekms|hashivault|k8s)://[A-Za-z0-9/_.:@-]{1,500}"
+    r"|(?!/)(?!(?:.*/)?\.\.(?:/|$))[A-Za-z0-9_.][A-Za-z0-9_./-]*)",
+    512,
+    ("cosign.pub", "awskms:///alias/modelbake"),
+)
 ARGUMENT = Grammar("a word of a command: text on one line", rf"{_LINE}+", 1024, ("/app/server.py",))

@@ -19,6 +19,7 @@ from modelbake import grammar, quantity
 from modelbake.expected import Expected, golden_of
 from modelbake.expressions import EXPRESSION, why_not
 from modelbake.grammar import holds_a_secret, holds_a_token, names_a_secret
+from modelbake.release.entries import USUAL_CHANNELS, ChannelEntry, ChannelName, SigningEntry
 from modelbake.scalars import quoted
 from modelbake.validation import Entry, Number, Text, refusal
 
@@ -412,6 +413,15 @@ class ModelsFile(Entry):
         default_factory=Settings,
         description="Settings of every model. A model's own `env`, `labels`, `smoke` and `limits` are added"
         " key by key; anything else that it says replaces the default.",
+    )
+    channels: dict[ChannelName, ChannelEntry] = Field(
+        default_factory=lambda: dict(USUAL_CHANNELS),
+        min_length=1,
+        description="The moving tags that hosts follow, and what a version needs to get there. Default:"
+        " staging and production, which require nothing.",
+    )
+    signing: SigningEntry | None = Field(
+        default=None, description="How released images are signed, and whose signature counts."
     )
     models: dict[ModelName, ModelEntry] = Field(
         min_length=1, description="The models by name; the name becomes the image's name."

@@ -7,6 +7,7 @@ is never taken for text, nor `"5"` for a number.
 from __future__ import annotations
 
 import difflib
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -202,8 +203,6 @@ def _message(file: YamlFile, model: type[Entry], path: KeyPath, detail: ErrorDet
             return f"expected a list, {got}{example}"
         case "dict_type" | "model_type" | "model_attributes_type":
             return f"expected a mapping (key: value), {got}"
-        case "bool_type":
-            return f"expected true or false, {got}"
         case "too_short":
             return "expected at least one item"
         case _:
@@ -260,6 +259,15 @@ def _annotation(model: type[Entry], path: KeyPath, *, of_key: bool = False) -> A
             here = typing.get_args(here)[0]
         else:
             return None
+        here = _required(here)
         if typing.get_origin(here) is typing.Annotated:
             here = getattr(here.__metadata__[0], "model", here.__origin__)
     return here
+
+
+def _required(annotation: Any) -> Any:
+    """Return the X of `X | None`, and anything else as it is."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else annotation
+    return annotation

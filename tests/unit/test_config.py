@@ -1060,3 +1060,69 @@ def test_importing_leaves_jmespath_and_docker_alone() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True, text=True
     )
     assert run.stdout.split() == ["False", "False"]
+
+
+# Channels and signing
+
+RELEASES = """\
+registry: registry.example.com/ml
+signing: {public_key: keys/cosign.pub}
+channels:
+  staging: {}
+  production: {require: [signature, audit], soak: {channel: staging, hours: 1.5}}
+models:
+  a: {version: "1.0.0", source: hf://acme/a, runtime: embeddings}
+"""
+
+
+def test_channels_and_signing(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(RELEASES)
+    config = load_config(tmp_path / "models.yaml")
+    assert list(config.channels) == ["staging", "production"]
+    production = config.channels["production"]
+    assert production.require == ("signature", "audit")
+    assert production.soak is not None
+    assert (production.soak.channel, production.soak.hours) == ("staging", 1.5)
+    assert config.signing is not None
+    assert config.signing.public_key == "keys/cosign.pub"
+
+
+def test_usual_channels(tmp_path: Path) -> None:
+    lines = RELEASES.splitlines(keepends=True)
+    (tmp_path / "models.yaml").write_text(lines[0] + "".join(lines[5:]))
+    config = load_config(tmp_path / "models.yaml")
+    assert list(config.channels) == ["staging", "production"]
+    assert all(not entry.require and entry.soak is None for entry in config.channels.values())
+    assert config.signing is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "signing: {public_key: keys/cosign.pub}\n",
+            "",
+            "channels.production.require: a signature is required",
+        ),
+        ("channel: staging", "channel: stagin", "no channel \"stagin\"; did you mean 'staging'?"),
+        ("channel: staging", "channel: production", "cannot have been in this very channel"),
+        ("staging: {}", "Staging: {}", 'did you mean "staging"?'),
+        ("staging: {}", "candidate-1: {}", "channels.candidate-1: expected a channel's name"),
+        ("staging: {}", "staging-0001: {}", "channels.staging-0001: expected a channel's name"),
+        ("public_key: keys/cosign.pub", "", "expected either 'public_key', or 'identity' and 'issuer'"),
+        ("public_key: keys/cosign.pub", "identity: x", "by both 'identity' and 'issuer'"),
+        (
+            "public_key: keys/cosign.pub",
+            "identity: x, issuer: https://ci.example.com",
+            "need 'transparency_log: true'",
+        ),
+        ("public_key: keys/cosign.pub", "public_key: /etc/cosign.pub", "expected a PEM file relative to"),
+        ("public_key: keys/cosign.pub", "key: cosign.key", "MODELBAKE_SIGNING_KEY"),
+    ],
+)
+def test_channels_and_signing_that_cannot_be(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in RELEASES
+    (tmp_path / "models.yaml").write_text(RELEASES.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "models.yaml")
+    assert said in str(caught.value)

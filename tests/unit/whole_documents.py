@@ -12,13 +12,18 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from modelbake import expected, runtime, schema
+from modelbake.release.entries import SigningEntry
 from modelbake.validation import Entry, Number, Text
 
 # What cannot be said together with another key of the same entry.
-_LEFT_OUT = {(schema.CheckEntry, "get")}
+_LEFT_OUT = {(schema.CheckEntry, "get"), (SigningEntry, "public_key")}
 # What has to fit to something else of the files.
 _GIVEN: dict[tuple[type[Entry], str], Any] = {
     (runtime._Entry, "builds"): {"cuda": "requirements.txt"},
+    (schema.ModelsFile, "channels"): {
+        "staging": {"require": ["audit"]},
+        "production": {"require": ["signature"], "soak": {"channel": "staging", "hours": 24}},
+    },
 }
 _ANY = {"a text": ["in a list", {"in": "a mapping"}]}
 
