@@ -176,7 +176,7 @@ def test_hostile_text_in_models_yaml(
 ) -> None:
     taken = 0
 
-    @several(80, 5_000)
+    @several(80, 1_000)
     @given(st.sampled_from(list(strings(MODELS))), TEXTS, PLACES)
     def check(where: Any, hostile: str, place: str) -> None:
         nonlocal taken
@@ -201,7 +201,7 @@ def test_hostile_text_in_runtime_yaml_and_file_names(
 ) -> None:
     taken = 0
 
-    @several(50, 3_000)
+    @several(50, 600)
     @given(st.sampled_from(list(strings(RUNTIME))), TEXTS, PLACES)
     def check(where: Any, hostile: str, place: str) -> None:
         nonlocal taken
@@ -223,7 +223,7 @@ def test_hostile_text_in_models_lock(
     lock = json.loads((plain.folder / "models.lock").read_text())
     taken = 0
 
-    @several(50, 3_000)
+    @several(50, 600)
     @given(st.sampled_from(list(strings(lock))), TEXTS, PLACES, st.booleans())
     def check(where: Any, hostile: str, place: str, corrected: bool) -> None:
         nonlocal taken
