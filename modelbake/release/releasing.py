@@ -27,6 +27,7 @@ from modelbake.release.choosing import (
     require_whole,
     tag_of,
 )
+from modelbake.release.documents import keep_documents
 from modelbake.report import find_report
 from modelbake.reportstore import is_about, keep_report, kept_reports
 from modelbake.versiontag import released_versions
@@ -74,7 +75,19 @@ def attach_report(image: Releasing) -> None:
         keep_report(image.repository, image.manifest, image.report, image.output)
 
 
-DOCUMENTS: Sequence[Step] = (attach_audit, attach_report)
+def attach_documents(image: Releasing) -> None:
+    """Keep the SBOM and the provenance beside the image, where it has none yet."""
+    keep_documents(
+        image.repository,
+        image.manifest,
+        image.plan,
+        folder=image.workspace.file.absolute().parent,
+        context=image.workspace.context(image.plan).digest,
+        output=image.output,
+    )
+
+
+DOCUMENTS: Sequence[Step] = (attach_audit, attach_report, attach_documents)
 SIGNING: Sequence[Step] = ()
 
 
