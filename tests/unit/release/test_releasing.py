@@ -35,6 +35,7 @@ from modelbake.reportstore import REPORT_TYPE, keep_report
 from modelbake.stream.repository import RegistryRepository
 from modelbake.workspace import Workspace
 from tests.conftest import Tally
+from tests.promises import cases
 from tests.servers.upload_registry import UploadRegistry
 from tests.unit.audit.building import layer_tar
 from tests.unit.audit.secrets import SECRETS
@@ -307,7 +308,7 @@ def test_killed_at_each_request_and_run_again(bench: Bench, tally: Tally) -> Non
     bench()
     whole, requests = tags_of(bench.server), bench.client.count
     partial = 0
-    for number in range(1, requests + 1):
+    for number in range(1, requests + 1, cases(3, 1)):
         restore(bench.server, state)
         bench.client.live_until(number)
         with pytest.raises(Killed):
@@ -325,4 +326,4 @@ def test_killed_at_each_request_and_run_again(bench: Bench, tally: Tally) -> Non
         assert tags_of(bench.server) == whole
         assert bench.kept(manifest, REPORT_TYPE) == bench.kept(manifest, NOTE) == 1
     assert partial, "control: it was killed between the version tag and the aliases as well"
-    tally.count(requests)
+        tally.count()
