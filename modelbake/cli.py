@@ -29,7 +29,7 @@ from modelbake.workspace import Workspace
 
 VERBS = (
     *("check", "lock", "plan", "render", "build", "smoke", "push", "publish", "release"),
-    *("size", "audit", "history", "compare", "sbom", "backup", "restore", "doctor"),
+    *("size", "audit", "history", "compare", "sbom", "backup", "restore", "prune", "doctor"),
 )
 
 
