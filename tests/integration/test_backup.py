@@ -41,6 +41,7 @@ class Released:
 
     world: World
     oras: Programs
+    skopeo: Programs
 
     @property
     def name(self) -> str:
@@ -80,7 +81,9 @@ def released(services: Services, tmp_path_factory: pytest.TempPathFactory) -> It
             world.run("lock", "publish", "release")
             world.models(tiny={"version": "1.1.0", "env": {"GREETING": "1.1.0"}})
             world.run("publish")
-            yield Released(world, Programs.unpack("trixie", "oras"))
+            libraries = ("libgpgme11", "libassuan0", "libgpg-error0", "libdevmapper1.02.1")
+            skopeo = Programs.unpack("bookworm", "skopeo", *libraries)
+            yield Released(world, Programs.unpack("trixie", "oras"), skopeo)
             world.remove_images()
     finally:
         run_script("registry", "down", "--name", NAME, "--purge")
@@ -142,6 +145,8 @@ def test_the_drill(released: Released, capsys: pytest.CaptureFixture[str]) -> No
         "oras", "manifest", "fetch", "--oci-layout", "--descriptor", f"{world.folder}/kept:tiny/1.0.0"
     )
     assert json.loads(layout)["digest"] == before["tags"]["1.0.0"]
+    inspected = released.skopeo.run("skopeo", "inspect", f"oci:{world.folder}/kept:tiny/1.1.0")
+    assert json.loads(inspected)["Digest"] == before["tags"]["1.1.0"]
 
     run_script("registry", "down", "--name", NAME)
     shutil.rmtree(services.storage)

@@ -351,9 +351,20 @@ class TestPlaces:
         assert folder_of("oci:some/folder", "--output", "r.example.com/ml") == Path("some/folder")
         assert folder_of("r.example.com/backup", "--output", "r.example.com/ml") is None
         assert folder_of("docker.io/acme", "--output", "r.example.com/ml") is None
+        assert folder_of("localhost:5000", "--output", "r.example.com/ml") is None
 
     @pytest.mark.parametrize(
-        "place", ["oci:", "backup", "acme/backup", "r.example.com/a:1", "r.example.com/ml", "", "a b"]
+        "place",
+        [
+            "oci:",
+            "backup",
+            "acme/backup",
+            "r.example.com/a:1",
+            "r.example.com/ml",
+            "r.example.com/a/",
+            "",
+            "a b",
+        ],
     )
     def test_anything_else_is_refused(self, place: str) -> None:
         with pytest.raises(UsageError):
