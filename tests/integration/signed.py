@@ -1,4 +1,4 @@
-"""Images that are signed in tests: a few kilobytes that are put into the registry without an engine, and keys."""
+"""Images that are signed in tests: a few kilobytes, put into the registry without an engine; and keys."""
 
 from __future__ import annotations
 

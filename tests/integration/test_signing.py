@@ -195,7 +195,7 @@ def test_the_password_may_be_in_a_file_and_is_in_no_environment(shop: Shop, tmp_
     (shop.world.folder / "password").write_text(PASSWORD + "\n")
     named = str(shop.world.folder / "password")
     shop.run("sign", "tiny", COSIGN_PASSWORD=None, MODELBAKE_SIGNING_PASSWORD_FILE=named).ok()
-    started = [each for each in shop.world.children() if "cosign" in each["command"][0]]
+    started = [each for each in shop.world.children() if str(shop.keys.program) in each["command"]]
     assert started
     assert not any(PASSWORD in json.dumps(each) for each in started)
     assert not any(shop.world.services.password in json.dumps(each) for each in started)
