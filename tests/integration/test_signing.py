@@ -20,9 +20,9 @@ from modelbake.release.signatures import signature_tag
 from modelbake.release.weightsignature import WEIGHTS_TYPE
 from modelbake.stream.repository import RegistryRepository
 from tests.integration.conftest import TestRegistry
-from tests.integration.signed import PASSWORD, WEIGHTS, Keys, locked_model, put_image
 from tests.integration.world import Ran, World
 from tests.servers.debian_programs import Programs
+from tests.servers.signed_images import PASSWORD, WEIGHTS, Keys, locked_model, put_image
 
 pytestmark = pytest.mark.engine
 
