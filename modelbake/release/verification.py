@@ -108,19 +108,18 @@ class Verification:
         }
         found: list[Check] = []
         for name, step in steps.items():
-            try:
-                found += step()
-            except (RegistryUnavailable, RegistryAuthError):
-                raise
-            except (RegistryError, SignatureError) as error:
-                found.append(Check(name, "failed", error.message))
-        signed = any(each.name == "signature" and each.state == "ok" for each in found)
-        # A base's registry is asked because the image says so: of an image that anybody could have made, no.
-        if signed or self.locked is not None:
-            found += self._base()
-        else:
-            found.append(Check("base", "not checked", "what an unsigned image says of it is not followed"))
-        return [*found, *self._in_channel(found)]
+            found += self._made(name, step)
+        found += self._made("base", lambda: self._base(found))
+        return [*found, *self._made("channel", lambda: self._in_channel(found))]
+
+    def _made(self, name: str, step: Callable[[], Iterator[Check]]) -> list[Check]:
+        """Make a check; what it cannot read of the image has failed."""
+        try:
+            return list(step())
+        except (RegistryUnavailable, RegistryAuthError):
+            raise
+        except (RegistryError, SignatureError) as error:
+            return [Check(name, "failed", error.message)]
 
     @cached_property
     def image(self) -> Manifest | None:
@@ -260,7 +259,12 @@ class Verification:
 
         return check
 
-    def _base(self) -> Iterator[Check]:
+    def _base(self, found: Sequence[Check]) -> Iterator[Check]:
+        # A base's registry is asked because the image says so: of an image that anybody could have made, no.
+        signed = any(each.name == "signature" and each.state == "ok" for each in found)
+        if not signed and self.locked is None:
+            yield Check("base", "not checked", "what an unsigned image says of it is not followed")
+            return
         name, digest = self.labels.get(_BASE_NAME, ""), self.labels.get(_BASE_DIGEST, "")
         try:
             base = split_reference(name)

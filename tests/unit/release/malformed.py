@@ -1,4 +1,4 @@
-"""Signatures that are wrong in ways that some verifier has taken for right, as Project Wycheproof collects."""
+"""Signatures that are wrong in ways that some verifier has taken for right, as Wycheproof collects."""
 
 from __future__ import annotations
 
