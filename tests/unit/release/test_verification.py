@@ -15,6 +15,7 @@ from modelbake.manifest import OCI_MANIFEST, Manifest
 from modelbake.output import Output
 from modelbake.registry import Registry
 from modelbake.release.entries import ChannelEntry, SoakEntry
+from modelbake.release.publickey import PublicKey, parse_key
 from modelbake.release.signing import Signing
 from modelbake.release.verification import Check, Locked, Verification, as_document, as_lines
 from modelbake.release.weightsignature import bundle, sign_weights, statement
@@ -236,7 +237,8 @@ def test_the_statement_about_weights_is_what_model_signing_reads() -> None:
     assert json.loads(bundle(b"{}", b"s", _key()))["verificationMaterial"]["publicKey"]["hint"]
 
 
-def _key() -> object:
-    from modelbake.release.publickey import parse_key
+def _key() -> PublicKey:
+    found = parse_key(KEY.public, "test")
+    assert found is not None
 
-    return parse_key(KEY.public, "test")
+    return found
