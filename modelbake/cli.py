@@ -28,8 +28,20 @@ from modelbake.wording import USUAL_FILE, wording
 from modelbake.workspace import Workspace
 
 VERBS = (
-    *("check", "lock", "plan", "render", "build", "smoke", "push", "publish"),
-    *("size", "audit", "history", "compare", "sign", "verify", "doctor"),
+    *("check", "lock", "plan", "render", "build", "smoke", "push", "publish", "release"),
+    *(
+        "size",
+        "audit",
+        "history",
+        "compare",
+        "sbom",
+        "sign",
+        "verify",
+        "backup",
+        "restore",
+        "prune",
+        "doctor",
+    ),
 )
 
 

@@ -27,7 +27,10 @@ from modelbake.manifest import Descriptor, Manifest
 from modelbake.parallel import parallel
 from modelbake.plan import LABEL_PREFIX, LOCK_LABEL
 from modelbake.referrers import referrers
+from modelbake.release.audits import kept_audit
 from modelbake.release.baked import Baked, read_baked, read_labels
+from modelbake.release.documents import SBOM_TYPE
+from modelbake.release.provenance import PROVENANCE_TYPE
 from modelbake.release.weightsignature import kept_bundle
 from modelbake.reportstore import kept_reports
 from modelbake.tables import table
@@ -42,12 +45,7 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "failed", "note", "not checked"]
 _BASE_NAME, _BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"
-_AUDIT_TYPE = "application/vnd.modelbake.audit.v1+json"
-_DOCUMENTS = {
-    "audit": _AUDIT_TYPE,
-    "sbom": "application/vnd.cyclonedx+json",
-    "provenance": "application/vnd.in-toto+json",
-}
+_DOCUMENTS = {"sbom": SBOM_TYPE, "provenance": PROVENANCE_TYPE}
 _AT_ONCE = 8
 _FOREIGN = "it is no image of this toolkit"
 
@@ -104,6 +102,7 @@ class Verification:
             "lock": self._lock,
             "weights signature": self._weights,
             "report": self._report,
+            "audit": self._audit,
             **{name: self._document(name, kind) for name, kind in _DOCUMENTS.items()},
         }
         found: list[Check] = []
@@ -249,11 +248,33 @@ class Verification:
         each = (f"{report.device} on {report.started_at[:10]}" for report in self.reports)
         yield Check("report", "ok", f"passed its smoke test: {', '.join(each)}")
 
+    def _audit(self) -> Iterator[Check]:
+        audit = kept_audit(self.repository, self.manifest)
+        if audit is None:
+            yield Check("audit", "not checked", "there is no clean one beside it")
+            return
+        rules = "today's rules" if audit.is_current else "rules that are not today's"
+        yield Check("audit", "ok", f"clean on {audit.created[:10]}, by {rules}{self._signed([audit.digest])}")
+
+    def _signed(self, digests: Sequence[str]) -> str:
+        """Return in words whether documents are signed as well; "" where that takes a program for each."""
+        if self.signing is None or self.signing.key is None or self.signing.log:
+            return ""
+        for digest in digests:
+            manifest = self.repository.manifest(digest)
+            try:
+                if manifest is not None:
+                    self.signing.verify(self.repository, manifest)
+                    return "; signed"
+            except SignatureError:
+                continue
+        return "; not signed itself"
+
     def _document(self, name: str, kind: str) -> Callable[[], Iterator[Check]]:
         def check() -> Iterator[Check]:
-            count = len(referrers(self.repository, self.manifest, kind))
-            if count:
-                yield Check(name, "ok", f"beside it ({kind})")
+            listed = [each.digest for each in referrers(self.repository, self.manifest, kind)]
+            if listed:
+                yield Check(name, "ok", f"beside it ({kind}){self._signed(listed)}")
             else:
                 yield Check(name, "not checked", "there is none beside it")
 
