@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 class Releasing:
     """An image that may be released, while that goes on.
 
-    `report`: the one that lets it; `kept`: it is beside the image already. `before`: digests of what was
-    attached to the image when that began, where it matters.
+    `report`: the one that lets it; `kept`: it is beside the image already. `signing`: how it is signed,
+    None where models.yaml asks for no signature; `before`: digests of what was attached when that began.
     """
 
     workspace: Workspace
@@ -60,6 +60,7 @@ class Releasing:
     report: Report
     kept: bool
     output: Output
+    signing: Signing | None = None
     before: frozenset[str] = frozenset()
 
 
@@ -101,15 +102,13 @@ def sign_image(image: Releasing) -> None:
 
     A document that was there before is not signed: whoever may push could have put it there.
     """
-    entry = image.workspace.config.signing
-    if entry is None:
+    if image.signing is None:
         return
-    signing = Signing.of(entry, image.workspace.file.parent, image.output)
-    signing.sign(image.repository, image.manifest)
-    sign_weights(image.repository, image.manifest, signing)
+    image.signing.sign(image.repository, image.manifest)
+    sign_weights(image.repository, image.manifest, image.signing)
     for each in attachments(image.repository, image.manifest):
         if each.artifact_type in _SIGNED and each.digest not in image.before:
-            signing.sign(image.repository, each.manifest)
+            image.signing.sign(image.repository, each.manifest)
 
 
 SIGNING: Sequence[Step] = (sign_image,)
@@ -172,9 +171,13 @@ def release(
     aliases = aliases_to_move(plan.version, versions)
     for alias in aliases:
         require_ours(repository, alias, versions, manifest)
-    before = attachments(repository, manifest) if workspace.config.signing is not None else []
+    signer, before = None, []
+    if (entry := workspace.config.signing) is not None:
+        signer = Signing.of(entry, workspace.file.parent, output)
+        signer.prepare(repository, manifest)
+        before = attachments(repository, manifest)
     attached = frozenset(each.digest for each in before)
-    image = Releasing(workspace, plan, repository, manifest, report, kept, output, attached)
+    image = Releasing(workspace, plan, repository, manifest, report, kept, output, signer, attached)
     for step in (*documents, *signing):
         step(image)
     tag_of(repository, plan.version, manifest).put(manifest)

@@ -96,6 +96,11 @@ class Signing:
                 return
         self._verify_by_program(repository, manifest)
 
+    def prepare(self, repository: RegistryRepository, manifest: Manifest) -> None:
+        """Find out whether `sign` has what it needs, before anything is written. Raises as `sign` does."""
+        if not self._is_signed(repository, manifest):
+            _ = self._means
+
     def sign(self, repository: RegistryRepository, manifest: Manifest) -> bool:
         """Sign a manifest of a repository; return whether it was not signed before.
 

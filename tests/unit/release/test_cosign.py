@@ -18,6 +18,7 @@ from modelbake.process import secrets_withheld
 from modelbake.release import cosign
 from modelbake.release.entries import SigningEntry
 from modelbake.release.signing import Signing
+from tests.servers.signed_images import MemoryKey
 
 PASSWORD = "key-password-of-the-test"
 HELP_2 = "    --key='':\n    --tlog-upload=true:\n    -y, --yes=false:\n    --bundle='':\n"
@@ -190,3 +191,33 @@ def test_whose_signature_counts(tmp_path: Path) -> None:
     with pytest.raises(SigningFailed, match="only a key"):
         keyless.signature_of(b"content", "weights")
     assert os.environ["COSIGN_PASSWORD"] == PASSWORD
+
+
+@pytest.mark.parametrize(
+    ("key", "program", "said"),
+    [
+        (None, "cosign", "no private key is named"),
+        ("absent.key", "cosign", "cannot be read"),
+        ("plain.key", "cosign", "no private key of cosign's"),
+        ("cosign.key", "absent", "is no program"),
+        ("cosign.key", "refusing", "COSIGN_PASSWORD"),
+    ],
+)
+def test_what_signing_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, program: str, said: str
+) -> None:
+    (tmp_path / "plain.key").write_text("-----BEGIN PRIVATE KEY-----")
+    (tmp_path / "cosign.key").write_text("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----")
+    (tmp_path / "cosign.pub").write_bytes(MemoryKey.generate().public)
+    monkeypatch.delenv("MODELBAKE_SIGNING_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("MODELBAKE_SIGNING_KEY", str(tmp_path / key))
+    if program == "refusing":
+        spy(tmp_path, said="\nError: decrypt: decryption failed", code=1)
+    else:
+        monkeypatch.setenv("MODELBAKE_COSIGN", str(tmp_path / program))
+    signing = Signing.by_key(str(tmp_path / "cosign.pub"), Output())
+    with pytest.raises(SigningFailed) as raised:
+        signing.signature_of(b"content", "weights")
+    assert said in str(raised.value)
+    assert raised.value.hint
