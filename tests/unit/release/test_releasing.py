@@ -325,5 +325,5 @@ def test_killed_at_each_request_and_run_again(bench: Bench, tally: Tally) -> Non
         bench()
         assert tags_of(bench.server) == whole
         assert bench.kept(manifest, REPORT_TYPE) == bench.kept(manifest, NOTE) == 1
-    assert partial, "control: it was killed between the version tag and the aliases as well"
         tally.count()
+    assert partial, "control: it was killed between the version tag and the aliases as well"

@@ -40,7 +40,7 @@ def index(*listed: Manifest) -> Manifest:
     return Manifest.of(OCI_INDEX, json.dumps({"manifests": entries}).encode())
 
 
-def holding(path: str = "ml/a", **tags: Manifest) -> Holding:
+def holding(path: str = "ml/a", /, **tags: Manifest) -> Holding:
     """A repository; `_` in a tag's name is `-`, and `v1_0_0` is 1.0.0."""
     named = {
         tag[1:].replace("_", ".") if tag.startswith("v") else tag.replace("_", "-"): manifest
