@@ -29,7 +29,19 @@ from modelbake.workspace import Workspace
 
 VERBS = (
     *("check", "lock", "plan", "render", "build", "smoke", "push", "publish", "release"),
-    *("size", "audit", "history", "compare", "sbom", "backup", "restore", "prune", "doctor"),
+    *(
+        "size",
+        "audit",
+        "history",
+        "compare",
+        "sbom",
+        "sign",
+        "verify",
+        "backup",
+        "restore",
+        "prune",
+        "doctor",
+    ),
 )
 
 
