@@ -29,6 +29,7 @@ from modelbake.workspace import Workspace
 
 VERBS = (
     *("check", "lock", "plan", "render", "build", "smoke", "push", "publish"),
+    *("promote", "rollback", "channels"),
     *("size", "audit", "history", "compare", "doctor"),
 )
 
