@@ -148,7 +148,7 @@ class TestPromote:
         inner = repository.manifest("1.0.0")
         assert inner is not None
         entry = {"mediaType": OCI_MANIFEST, "digest": inner.digest, "size": len(inner.body)}
-        entry["platform"] = {"os": "linux", "architecture": "amd64"}  # type: ignore[assignment]
+        entry["platform"] = {"os": "linux", "architecture": "amd64"}
         index = Manifest.of(OCI_INDEX, json.dumps({"manifests": [entry]}).encode())
         repository.put_manifest("3.0.0", index)
         assert mover(repository).promote("3.0.0", FREE) == index.digest
