@@ -28,20 +28,9 @@ from modelbake.wording import USUAL_FILE, wording
 from modelbake.workspace import Workspace
 
 VERBS = (
-    *("check", "lock", "plan", "render", "build", "smoke", "push", "publish", "release"),
-    *(
-        "size",
-        "audit",
-        "history",
-        "compare",
-        "sbom",
-        "sign",
-        "verify",
-        "backup",
-        "restore",
-        "prune",
-        "doctor",
-    ),
+    *("check", "lock", "plan", "render", "build", "smoke", "push", "publish"),
+    *("release", "sign", "promote", "rollback", "channels", "verify", "incident"),
+    *("size", "audit", "history", "compare", "sbom", "backup", "restore", "prune", "doctor"),
 )
 
 
