@@ -16,14 +16,15 @@ for image in "$RUNTIME" "$WEIGHTS"; do
     esac
 done
 docker rm --force "$NAME" > /dev/null 2>&1 || true
-# /modelbake of the weights' image has their manifest, and the program that compares them with it before it serves.
+# The image of the weights brings the program that compares them with their manifest; that starts the runtime's server.
+server=$(docker image inspect --format '{{range .Config.Cmd}}{{println .}}{{end}}' "$RUNTIME")
+# shellcheck disable=SC2086 # the command is words, none of which has a space
 exec docker run --detach --name "$NAME" --restart unless-stopped ${GPUS:+--gpus "$GPUS"} \
-    --mount type=image,source="$WEIGHTS",destination=/models,image-subpath=models \
-    --mount type=image,source="$WEIGHTS",destination=/modelbake,image-subpath=modelbake \
+    --mount type=image,source="$WEIGHTS",destination=/weights --env MODELBAKE_WEIGHTS=/weights/models \
     --user 65532:65532 --read-only --tmpfs /tmp:mode=1777,size=1g --cap-drop ALL \
     --security-opt no-new-privileges --memory 16g --cpus 4 --pids-limit 512 \
     --env MODELBAKE_MODEL="$NAME" --env MODELBAKE_DRAIN_SECONDS=25 --stop-timeout 30 \
     --publish "$PUBLISH":8000 \
     --health-cmd "/opt/venv/bin/python -c 'import urllib.request as r; r.urlopen(\"http://127.0.0.1:8000/health\", timeout=5)'" \
     --health-interval 5s --health-timeout 10s --health-retries 3 --health-start-period 15m \
-    "$RUNTIME"
+    --entrypoint /opt/venv/bin/python "$RUNTIME" /weights/modelbake/start.py $server
