@@ -82,7 +82,7 @@ def attach(repository: RegistryRepository, subject: Manifest, document: Document
     repository.put(_EMPTY_BODY, EMPTY)
     repository.put(document.content, document.media_type)
     if not repository.registry.put_referrer(repository.path, manifest):
-        _list_by_tag(repository, subject.digest, manifest)
+        list_by_tag(repository, subject.digest, manifest)
     return manifest.digest
 
 
@@ -120,15 +120,28 @@ def read(repository: RegistryRepository, subject: Manifest, digest: str, media_t
     return b"".join(repository.read(layers[0]))
 
 
-def _list_by_tag(repository: RegistryRepository, subject: str, manifest: Manifest) -> None:
-    """Add a manifest to the index of the referrers tag, where it is not in it; what others have put stays."""
+def artifact_type_of(manifest: Manifest) -> str:
+    """Return what a manifest that refers to another is: its own word, else its configuration's type.
+
+    Source: "Listing Referrers" of the specification.
+    """
+    document = manifest.document()
+    if isinstance(said := document.get("artifactType"), str) and said:
+        return said
+    return "" if manifest.is_index else manifest.config.media_type
+
+
+def list_by_tag(repository: RegistryRepository, subject: str, manifest: Manifest) -> None:
+    """Add a manifest to the index of the referrers tag, where it is not in it; what others have put stays.
+
+    `subject`: the digest that the list is about. Raises RegistryError and its subclasses.
+    """
     tag = referrers_tag(subject)
     where = f"{repository.name}:{tag}"
-    document = manifest.document()
     entry = {
         **_descriptor(manifest.media_type, manifest.body),
-        "artifactType": document["artifactType"],
-        "annotations": document["annotations"],
+        "artifactType": artifact_type_of(manifest),
+        "annotations": _texts(manifest.document().get("annotations")),
     }
     for _ in range(_TURNS):
         index = repository.manifest(tag)

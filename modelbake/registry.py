@@ -97,14 +97,17 @@ class Registry(RegistryConnection):
             )
         return reply
 
-    def referrers(self, repository: str, digest: str, artifact_type: str) -> list[Any] | None:
+    def referrers(self, repository: str, digest: str, artifact_type: str = "") -> list[Any] | None:
         """Return what the registry lists as referring to a digest; None where it keeps no such lists.
+
+        `artifact_type`: what is asked for; "" for everything.
 
         The descriptors are as the registry gives them, of other types as well: filtering is optional for it.
         """
         subject = f"{self.host}/{repository}@{digest}"
         found: list[Any] = []
-        path: str | None = f"/v2/{repository}/referrers/{digest}?artifactType={quote(artifact_type, safe='')}"
+        asked = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
+        path: str | None = f"/v2/{repository}/referrers/{digest}{asked}"
         for page in range(_MOST_PAGES):
             if path is None:
                 return found

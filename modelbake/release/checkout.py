@@ -1,0 +1,42 @@
+"""The git repository that models.yaml lies in, as the program `git` sees it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from modelbake.process import without_secrets
+from modelbake.release.provenance import Checkout, repository_of
+
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_SECONDS = 20.0
+
+
+def checkout_of(folder: Path, environment: Mapping[str, str]) -> Checkout | None:
+    """Return the commit that a folder is at; None without git, outside of a repository, before any commit.
+
+    A remote's address is not asked for: people keep tokens in it. `environment` of a CI job names one.
+    """
+    commit = (_git(folder, "rev-parse", "HEAD") or "").strip()
+    uri = repository_of(environment)
+    if not _COMMIT.fullmatch(commit):
+        named = environment.get("GITHUB_SHA") or environment.get("CI_COMMIT_SHA") or ""
+        return Checkout(named, uri) if uri and _COMMIT.fullmatch(named) else None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return Checkout(commit, uri, changed=changed != "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # A repository's own settings may name programs that git is to start; this one starts nothing.
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
+    env = {**without_secrets(os.environ), "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
