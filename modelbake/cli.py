@@ -29,7 +29,7 @@ from modelbake.workspace import Workspace
 
 VERBS = (
     *("check", "lock", "plan", "render", "build", "smoke", "push", "publish"),
-    *("size", "audit", "history", "compare", "sbom", "doctor"),
+    *("size", "audit", "history", "compare", "sbom", "sign", "verify", "doctor"),
 )
 
 

@@ -125,6 +125,15 @@ def registry_key(address: str) -> str:
     return DOCKER_HUB if host in _HUB_HOSTS else host
 
 
+def auths_entry(host: str, credentials: RegistryCredentials) -> tuple[str, dict[str, str]]:
+    """Return key and value of `auths` in a Docker configuration that says these credentials of a registry."""
+    key = _HUB_KEY if registry_key(host) == DOCKER_HUB else host
+    if credentials.identity_token:
+        return key, {"identitytoken": credentials.identity_token.reveal()}
+    pair = credentials.username.encode() + b":" + credentials.password.reveal_bytes()
+    return key, {"auth": base64.b64encode(pair).decode()}
+
+
 class RegistryAuth:
     """Finds the credentials of a registry.
 

@@ -17,7 +17,10 @@ from contextlib import contextmanager, suppress
 
 # Paths of secrets stay: a child that may read the file could find it anyhow.
 SECRET_VARIABLES = frozenset(
-    {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELBAKE_INDEX_URL", "MODELBAKE_REGISTRY_PASSWORD"}
+    {
+        *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELBAKE_INDEX_URL", "MODELBAKE_REGISTRY_PASSWORD"),
+        "COSIGN_PASSWORD",
+    }
 )
 _PR_SET_DUMPABLE = 4
 _withheld: dict[str, str] = {}

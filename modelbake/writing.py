@@ -55,6 +55,12 @@ def new_file(folder: Path, prefix: str, suffix: str = "") -> Iterator[tuple[IO[b
         path.unlink(missing_ok=True)
 
 
+def memory_folder() -> Path:
+    """Return where a private folder goes: into memory where the system has such a place."""
+    memory = Path("/dev/shm")  # noqa: S108 - an own folder is made in it
+    return memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+
+
 @contextmanager
 def private_folder(prefix: str, parent: Path) -> Iterator[Path]:
     """A folder of our own (0700), which is gone afterwards."""

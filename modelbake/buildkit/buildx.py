@@ -7,7 +7,6 @@ one which holds the credentials of the registries that the Dockerfile names, and
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
@@ -29,7 +28,7 @@ from modelbake.buildkit.status import StatusUpdate, status_from_json
 from modelbake.buildkit.wire import WireError
 from modelbake.credentials import Redactor, Secret
 from modelbake.errors import EngineError, UsageError
-from modelbake.writing import private_folder
+from modelbake.writing import memory_folder, private_folder
 
 if TYPE_CHECKING:
     from modelbake.buildkit.request import BuildRequest
@@ -67,7 +66,7 @@ class BuildxBuilder:
         """See Builder."""
         program = find_buildx()
         with ExitStack() as stack:
-            private = stack.enter_context(private_folder("modelbake-buildx-", _place()))
+            private = stack.enter_context(private_folder("modelbake-buildx-", memory_folder()))
             environment = self._environment(private, request)
             metadata = private / "metadata.json"
             arguments = [program, "build", "--progress=rawjson", "--load"]
@@ -246,12 +245,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         patience.join()
 
 
-def _place() -> Path:
-    """Return where the private folder goes: into memory where the system has such a place."""
-    memory = Path("/dev/shm")  # noqa: S108 - an own folder is made in it
-    return memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-
-
 @contextmanager
 def _secret_file(private: Path, secret: Secret) -> Iterator[tuple[str, int | None]]:
     """Yield a path from which a child reads the secret, and the descriptor it has to inherit for that."""
@@ -273,7 +266,7 @@ def _secret_file(private: Path, secret: Secret) -> Iterator[tuple[str, int | Non
 
 def _credentials(request: BuildRequest) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Yield `auths` entries for the registries that the context's Dockerfile names."""
-    from modelbake.dockerconfig import split_reference
+    from modelbake.dockerconfig import auths_entry, split_reference
 
     registries = set()
     for groups in _IMAGE.findall(_dockerfile(request.context)):
@@ -281,14 +274,8 @@ def _credentials(request: BuildRequest) -> Iterator[tuple[str, Mapping[str, str]
             registries.add(split_reference(b"".join(groups).decode()).registry)
     for registry in sorted(registries):
         found = request.registries.for_registry(registry) if request.registries is not None else None
-        if found is None:
-            continue
-        key = "https://index.docker.io/v1/" if registry == "docker.io" else registry
-        if found.identity_token:
-            yield key, {"identitytoken": found.identity_token.reveal()}
-        else:
-            pair = found.username.encode() + b":" + found.password.reveal_bytes()
-            yield key, {"auth": base64.b64encode(pair).decode()}
+        if found is not None:
+            yield auths_entry(registry, found)
 
 
 def _dockerfile(context: bytes | IO[bytes]) -> bytes:
