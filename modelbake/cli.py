@@ -29,7 +29,8 @@ from modelbake.workspace import Workspace
 
 VERBS = (
     *("check", "lock", "plan", "render", "build", "smoke", "push", "publish"),
-    *("size", "audit", "history", "compare", "sbom", "sign", "verify", "doctor"),
+    *("size", "audit", "history", "compare", "sbom", "sign", "verify"),
+    *("promote", "rollback", "channels", "incident", "doctor"),
 )
 
 

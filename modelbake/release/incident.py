@@ -110,7 +110,7 @@ def steps(
 ) -> list[str]:
     """Return what to do, in order, with command lines for this very case.
 
-    `quarantined`: the images are in quarantine now; `moved`: the model and the name of the channels that were.
+    `quarantined`: the images are in quarantine now; `moved`: model and name of each channel that was.
     """
     affected = incident.of("affected")
     unknown = incident.of("unknown")
@@ -173,8 +173,8 @@ def _revoke(question: Question) -> str:
             )
         case PackageQuestion():
             return (
-                "revoke: raise or leave out the package in the runtime's requirements.in (or take another `base:`),"
-                " and pin again"
+                "revoke: raise or leave out the package in the runtime's requirements.in (or take"
+                " another `base:`), and pin again"
             )
         case TokenQuestion():
             return "revoke: withdraw the token where it was issued, now; whoever could pull an image has it"

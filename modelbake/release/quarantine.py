@@ -1,8 +1,7 @@
 """Quarantine: a document beside an image which says that no channel may name it any more, and why.
 
 It is kept as reports are, so that it travels with the image, and nothing lifts it: what is wrong with an
-image stays wrong with it. The version tag stays, and so do the image's bytes: hosts that run it can still be found.
-What is not a readable document of this kind, but is listed as one, counts as well: doubt is on the safe side.
+image stays wrong with it. The version tag stays, and so do the image's bytes, which hosts run maybe. is not a readable document of this kind, but is listed as one, counts as well: doubt is on the safe side.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def decode(manifest: Manifest, channel: str, number: int) -> Record:
         value = said.get(name, "")
         if not isinstance(value, str) or len(value) > longest:
             raise _unusable(channel, number, f"has no usable {name}")
-        return printable(value)
+        return value
 
     if text(_CHANNEL, 64) != channel or text(f"{_CHANNEL}.number", 9) != str(number):
         raise _unusable(channel, number, "is the record of another move")
@@ -211,9 +211,9 @@ def decode(manifest: Manifest, channel: str, number: int) -> Record:
         digest=digest,
         previous=previous or None,
         date=date,
-        who=text(f"{_CHANNEL}.who", _LONGEST_NAME),
+        who=printable(text(f"{_CHANNEL}.who", _LONGEST_NAME)),
         commit=commit or None,
-        changes=text(f"{_CHANNEL}.changes", LONGEST_CHANGES),
+        changes=printable(text(f"{_CHANNEL}.changes", LONGEST_CHANGES)),
         over=bool(text(f"{_CHANNEL}.over", 71)),
     )
 

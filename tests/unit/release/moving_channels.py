@@ -111,7 +111,7 @@ def starts() -> dict[str, Tags]:
     assert outcome.done == "moved"
     tags, answers = at_z, ()
     killed = lambda: promotion("d", "killed")  # noqa: E731
-    while isinstance(ask := advance(killed, answers), Ask) and ask.references != (NAME,) or not answers[3:]:
+    while (isinstance(ask := advance(killed, answers), Ask) and ask.references != (NAME,)) or not answers[3:]:
         assert isinstance(ask, Ask)
         tags, answer = apply(tags, ask)
         answers += (answer,)  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -102,7 +103,7 @@ _recovered: set[object] = set()
 def explore(start: str, wanted: tuple[str, ...], mover: Mover = protocol.move) -> tuple[int, int]:
     """Try all orders; return how many states and how many ends there were."""
     before = STARTS[start]
-    makers = tuple((lambda name=name: promotion(name, f"writer {name}", mover=mover)) for name in wanted)
+    makers = tuple(functools.partial(promotion, name, f"writer {name}", mover=mover) for name in wanted)
     moments = ends = 0
     for moment in every_moment(before, makers):
         moments += 1
@@ -141,7 +142,7 @@ def test_every_order_of_two_writers(start: str, tally: Tally) -> None:
 @pytest.mark.promise("channel")
 def test_two_writers_of_one_image_agree(tally: Tally) -> None:
     before = STARTS["moved once"]
-    makers = tuple((lambda who=who: promotion("a", who)) for who in ("one", "other"))
+    makers = tuple(functools.partial(promotion, "a", who) for who in ("one", "other"))
     for moment in every_moment(before, makers):
         if all(isinstance(ended, Outcome) for ended in moment.nexts):
             tally.count()
@@ -199,7 +200,7 @@ def test_killed_at_every_request(start: str, tally: Tally) -> None:
         assert not now.by_hand
         assert now.digest in (before.get(NAME), IMAGES["a"].digest)
         for name in ("a", "b"):
-            after, outcome = run(moment.tags, lambda name=name: promotion(name, "the next one"))
+            after, outcome = run(moment.tags, functools.partial(promotion, name, "the next one"))
             assert outcome.done in ("moved", "there already")
             assert state(after).digest == IMAGES[name].digest and not state(after).by_hand
 

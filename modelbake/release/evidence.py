@@ -1,0 +1,156 @@
+"""What the registry has to say of a released image, before a channel may name it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from modelbake.errors import (
+    RegistryAuthError,
+    RegistryError,
+    RegistryUnavailable,
+    ReleaseError,
+    SignatureError,
+    SigningFailed,
+)
+from modelbake.history import Version, single_image
+from modelbake.parallel import parallel
+from modelbake.referrers import read, referrers
+from modelbake.release.policy import Facts
+from modelbake.release.promotion import carry_out, look
+from modelbake.reportstore import kept_reports
+from modelbake.stream.repository import read_document
+
+if TYPE_CHECKING:
+    from modelbake.manifest import Descriptor, Manifest
+    from modelbake.output import Output
+    from modelbake.release.channels import Channel
+    from modelbake.release.entries import ChannelEntry
+    from modelbake.report import Report
+    from modelbake.stream.repository import RegistryRepository
+
+Verify = Callable[["RegistryRepository", "Manifest"], None]  # raises SignatureError
+AUDIT_TYPE = "application/vnd.modelbake.audit.v1+json"
+_LARGEST_AUDIT = 16 << 20  # bytes
+_AT_ONCE = 8  # blobs that are asked for at the same time
+_MOST_NAMED = 5  # blobs that a message names
+
+
+def gather(
+    repository: RegistryRepository,
+    manifest: Manifest,
+    named: tuple[str, str],
+    entry: ChannelEntry,
+    verify: Verify | None,
+    now: datetime,
+    output: Output,
+) -> Facts:
+    """Return what a channel's requirements are judged by; what is not required is not looked at.
+
+    `named`: the model and the version that the manifest is released as. `now`: in UTC.
+
+    Raises RegistryError, and SigningFailed where a signature is required and cannot be verified here.
+    """
+    signature = audit = None
+    reports: list[Report] = []
+    if "gpu_report" in entry.require:
+        reports = kept_reports(repository, manifest, *named, output)
+    if "signature" in entry.require:
+        signature = signature_problem(repository, manifest, verify)
+    if "audit" in entry.require:
+        audit = audit_problem(repository, manifest)
+    soaked = seen(repository, entry.soak.channel, output) if entry.soak else None
+    return Facts(manifest.digest, now, tuple(reports), audit, signature, soaked)
+
+
+def seen(repository: RegistryRepository, channel: str, output: Output) -> Channel:
+    """Return a channel's state; a record that cannot be read is passed over with a warning."""
+
+    def passed_over(error: RegistryError) -> None:
+        output.event("record_unusable", f"a record of the channel is passed over: {error}", level="warning")
+
+    return carry_out(repository, look(channel, passed_over))
+
+
+def signature_problem(
+    repository: RegistryRepository, manifest: Manifest, verify: Verify | None
+) -> str | None:
+    """Return why an image does not count as signed, None where it does.
+
+    Raises SigningFailed without `verify`: what is required is never passed over.
+    """
+    if verify is None:
+        raise SigningFailed(
+            "a signature is required, and this version of modelbake cannot verify one",
+            subject=f"{repository.name}@{manifest.digest}",
+        )
+    try:
+        verify(repository, manifest)
+    except SignatureError as error:
+        return error.message
+    return None
+
+
+def audit_problem(repository: RegistryRepository, manifest: Manifest) -> str | None:
+    """Return why there is no clean audit of an image, None where one is kept beside it."""
+    listed = referrers(repository, manifest, AUDIT_TYPE)
+    for referrer in listed:
+        try:
+            raw = read(repository, manifest, referrer.digest, AUDIT_TYPE, _LARGEST_AUDIT)
+        except (RegistryUnavailable, RegistryAuthError):
+            raise
+        except RegistryError:
+            continue
+        if _is_clean(raw, manifest.digest):
+            return None
+    return "no clean audit of this image is kept beside it" + (
+        f" ({len(listed)} are listed, and none is usable)" if listed else ""
+    )
+
+
+def _is_clean(raw: bytes, digest: str) -> bool:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    audit: Any = document.get("audit", document) if isinstance(document, dict) else None
+    return isinstance(audit, dict) and audit.get("digest") == digest and audit.get("passed") is True
+
+
+def described(
+    repository: RegistryRepository, model: str, version: str, manifest: Manifest, output: Output
+) -> Version:
+    """Return what is known of the image that a manifest names, whatever the version's tag says by now."""
+    image = single_image(repository, manifest)
+    size = None if image is None else sum(blob.size for blob in (image.config, *image.layers))
+    reports = kept_reports(repository, manifest, model, version, output)
+    return Version(version, manifest.digest, size, tuple(reports))
+
+
+def configuration(repository: RegistryRepository, manifest: Manifest) -> bytes | None:
+    """Return the configuration of an image of one platform, None for an index."""
+    return None if manifest.is_index else read_document(repository, manifest.config)
+
+
+def require_whole(repository: RegistryRepository, manifest: Manifest) -> None:
+    """Raise ReleaseError unless the registry has everything that a host would pull."""
+    gone: list[str] = []
+    blobs: dict[str, Descriptor] = {}
+    inner: list[Manifest] = [manifest]
+    if manifest.is_index:
+        found = parallel(manifest.manifests, lambda each: (each, repository.manifest(each.digest)), _AT_ONCE)
+        gone += [each.digest for each, there in found if there is None]
+        inner = [there for _, there in found if there is not None and not there.is_index]
+    for image in inner:
+        blobs |= {blob.digest: blob for blob in (image.config, *image.layers)}
+    held = parallel(list(blobs.values()), lambda blob: (blob, repository.has(blob)), _AT_ONCE)
+    gone += [blob.digest for blob, there in held if not there]
+    if gone:
+        more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""
+        raise ReleaseError(
+            f"the registry lacks what it is made of: {', '.join(gone[:_MOST_NAMED])}{more}",
+            subject=f"{repository.name}@{manifest.digest}",
+            hint="release it anew, or choose another version; `restore` brings it back from a backup",
+        )
