@@ -1,7 +1,8 @@
 """Quarantine: a document beside an image which says that no channel may name it any more, and why.
 
 It is kept as reports are, so that it travels with the image, and nothing lifts it: what is wrong with an
-image stays wrong with it. The version tag stays, and so do the image's bytes, which hosts run maybe. is not a readable document of this kind, but is listed as one, counts as well: doubt is on the safe side.
+image stays wrong with it. Its version tag stays, so that hosts which run it can still be told what it is.
+What is listed as such a document and cannot be read counts as one: doubt is on the safe side.
 """
 
 from __future__ import annotations

@@ -12,22 +12,29 @@ stays, and the exit code is 72.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelbake.errors import ModelbakeError, ReleaseError, UsageError
 from modelbake.output import Output
+from modelbake.verbs.promote import mover_of
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
+    from modelbake.manifest import Manifest
+    from modelbake.release.holdings import Holding, Holdings
     from modelbake.release.incident import Incident
     from modelbake.release.questions import Question
+    from modelbake.release.searching import Answer, Searcher
+    from modelbake.stream.repository import RegistryRepository
 
 SUMMARY = "find what holds a commit, a file, a package or a leaked token, and take channels off it"
 
 _LARGEST_TOKEN = 4096  # bytes
+_AT_ONCE = 4  # images that are asked about at the same time
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +74,9 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         "incident_searched",
         f"{question.words}: {counts['affected']} images hold it, {counts['clean']} do not, of"
         f" {counts['unknown']} it is not known",
-        **counts,
+        affected=counts["affected"],
+        clean=counts["clean"],
+        unknown=counts["unknown"],
     )
     if args.json:
         output.result_json(as_document(incident, told, moved))
@@ -118,29 +127,38 @@ def _find(specs: list[ModelSpec], question: Question, workspace: Workspace, outp
     from modelbake.parallel import parallel
     from modelbake.release.holdings import read_holdings
     from modelbake.release.incident import Incident
-    from modelbake.release.quarantine import quarantines
     from modelbake.release.questions import TokenQuestion
     from modelbake.release.searching import Searcher
 
     searcher = Searcher(question, output)
-    at_once = 1 if isinstance(question, TokenQuestion) else 4  # layers are read with one core, and once
-    models, answers, quarantined = [], {}, {}
+    at_once = (
+        1 if isinstance(question, TokenQuestion) else _AT_ONCE
+    )  # layers are read with one core, and once
+    models: list[Holdings] = []
+    answers: dict[tuple[str, str], Answer] = {}
+    quarantined: dict[str, frozenset[str]] = {}
     for spec in specs:
         with opened(workspace.config.registry, spec.name, output) as repository:
             held = read_holdings(repository, spec.name, workspace.config.channels, output)
             output.event("incident_model", f"{spec.name}: {len(held.images)} images in {repository.name}")
-            found = parallel(
-                held.images,
-                lambda image, r=repository, h=held: (image, searcher.answer(r, h, image)),
-                at_once,
-            )
-            marked = parallel(
-                list(held.manifests.values()), lambda each, r=repository: (each, quarantines(r, each)), 4
-            )
+            found = parallel(held.images, _answering(searcher, repository, held), at_once)
+            marked = parallel(list(held.manifests.values()), _marking(repository), _AT_ONCE)
         models.append(held)
-        answers |= {(spec.name, image.digest): answer for image, answer in found}
-        quarantined[spec.name] = frozenset(each.digest for each, why in marked if why)
+        answers |= {(spec.name, digest): answer for digest, answer in found}
+        quarantined[spec.name] = frozenset(digest for digest, is_marked in marked if is_marked)
     return Incident(question, tuple(models), answers, quarantined)
+
+
+def _answering(
+    searcher: Searcher, repository: RegistryRepository, held: Holdings
+) -> Callable[[Holding], tuple[str, Answer]]:
+    return lambda image: (image.digest, searcher.answer(repository, held, image))
+
+
+def _marking(repository: RegistryRepository) -> Callable[[Manifest], tuple[str, bool]]:
+    from modelbake.release.quarantine import quarantines
+
+    return lambda manifest: (manifest.digest, bool(quarantines(repository, manifest)))
 
 
 def _quarantine(
@@ -148,8 +166,7 @@ def _quarantine(
 ) -> tuple[dict[tuple[str, str], str], list[str]]:
     """Mark the images, then move the channels; return what was moved, and what was not."""
     from modelbake.history import opened
-    from modelbake.release.moving import Mover
-    from modelbake.release.origin import commit_of, who
+    from modelbake.release.origin import who
     from modelbake.release.quarantine import Quarantine, put_into_quarantine
 
     me = who()
@@ -170,9 +187,7 @@ def _quarantine(
             failures.append(f"{what} stays at {escape.version}: no earlier version is known to be free of it")
             continue
         with opened(workspace.config.registry, escape.model, output) as repository:
-            mover = Mover(
-                repository, escape.model, escape.channel, output, me, commit_of(workspace.file.parent)
-            )
+            mover = mover_of(workspace, repository, escape.model, escape.channel, output)
             try:
                 mover.rollback(escape.target.version, escape.digest if escape.by_hand else None)
             except ModelbakeError as error:
