@@ -109,7 +109,7 @@ def test_packages_are_compared_as_indexes_and_distributions_do() -> None:
 
 
 def test_a_commit_is_found_by_the_label(server: UploadRegistry, open_repository: Open) -> None:
-    repository = open_repository(server)
+    repository = open_repository(server, "ml/minilm")
     put_image(repository, "1.0.0", labels=LABELS)
     put_image(repository, "1.1.0", labels={"io.modelbake.commit": "f" * 40}, note="other")
     put_image(repository, "2.0.0", note="foreign")
@@ -123,7 +123,7 @@ def test_a_commit_is_found_by_the_label(server: UploadRegistry, open_repository:
 
 
 def test_a_file_is_found_in_the_baked_manifest(server: UploadRegistry, open_repository: Open) -> None:
-    repository = open_repository(server)
+    repository = open_repository(server, "ml/minilm")
     put_image(repository, "1.0.0", layers=usual_layers(), labels=LABELS)
     put_image(repository, "1.1.0")
     found = asked(repository, FileQuestion("ef" * 32))
@@ -133,7 +133,7 @@ def test_a_file_is_found_in_the_baked_manifest(server: UploadRegistry, open_repo
 
 
 def test_no_layer_of_weights_is_read_for_a_file(plain: UploadRegistry, open_repository: Open) -> None:
-    repository = open_repository(plain)
+    repository = open_repository(plain, "ml/minilm")
     put_image(repository, "1.0.0", layers=usual_layers())
     before = plain.count("blob")
     asked(repository, FileQuestion("ef" * 32))
@@ -143,7 +143,7 @@ def test_no_layer_of_weights_is_read_for_a_file(plain: UploadRegistry, open_repo
 def test_a_package_is_found_by_the_sbom_and_else_in_the_layers(
     server: UploadRegistry, open_repository: Open
 ) -> None:
-    repository = open_repository(server)
+    repository = open_repository(server, "ml/minilm")
     put_image(repository, "1.0.0", layers=usual_layers())
     image = put_image(repository, "1.1.0", layers=usual_layers(), note="with an SBOM")
     component = {"hashes": [{"content": image.digest.removeprefix("sha256:")}]}
@@ -180,7 +180,7 @@ def test_a_token_is_found_wherever_it_is(
     labels: Mapping[str, str],
     place: str,
 ) -> None:
-    repository = open_repository(plain)
+    repository = open_repository(plain, "ml/minilm")
     put_image(repository, "1.0.0", layers=layers, labels=labels)
     put_image(repository, "1.1.0")
     found = asked(repository, TokenQuestion(Secret(TOKEN.encode()), "f"))
@@ -189,7 +189,7 @@ def test_a_token_is_found_wherever_it_is(
 
 
 def test_a_layer_that_images_share_is_searched_once(plain: UploadRegistry, open_repository: Open) -> None:
-    repository = open_repository(plain)
+    repository = open_repository(plain, "ml/minilm")
     shared = layer({"models/x": "z" * 1000})
     for version in ("1.0.0", "1.0.1", "1.0.2"):
         put_image(repository, version, layers=[shared], note=version)
@@ -199,14 +199,14 @@ def test_a_layer_that_images_share_is_searched_once(plain: UploadRegistry, open_
 
 
 def test_what_cannot_be_read_is_unknown(plain: UploadRegistry, open_repository: Open) -> None:
-    repository = open_repository(plain)
+    repository = open_repository(plain, "ml/minilm")
     put_image(repository, "1.0.0", layers=[layer({"x": "y" * 2000})[:1100]])
     (answer,) = asked(repository, TokenQuestion(Secret(TOKEN.encode()), "f")).values()
     assert answer.state == "unknown" and "cannot be read" in answer.found[0]
 
 
 def test_every_platform_of_an_index_counts(plain: UploadRegistry, open_repository: Open) -> None:
-    repository = open_repository(plain)
+    repository = open_repository(plain, "ml/minilm")
     images = [put_image(repository, labels={"io.modelbake.commit": each}) for each in (COMMIT, "f" * 40)]
     put_index(repository, "1.0.0", *images)
     (answer,) = asked(repository, CommitQuestion(COMMIT)).values()
@@ -264,7 +264,7 @@ def test_all_names_of_an_image_are_gathered() -> None:
 def test_an_image_without_a_version_is_found_by_its_record(
     plain: UploadRegistry, open_repository: Open
 ) -> None:
-    repository = open_repository(plain)
+    repository = open_repository(plain, "ml/minilm")
     image = put_image(repository, labels=LABELS)
     mover = Mover(repository, "minilm", "production", quiet(), "me")
     repository.registry.put_manifest(repository.path, "1.0.0", image)
@@ -381,7 +381,7 @@ def test_the_next_version(released: Sequence[str], version: str) -> None:
 def test_what_is_in_quarantine_is_neither_promoted_nor_rolled_back_to(
     server: UploadRegistry, open_repository: Open
 ) -> None:
-    repository = open_repository(server)
+    repository = open_repository(server, "ml/minilm")
     good, bad = put_image(repository, "1.0.0"), put_image(repository, "1.1.0", note="bad")
     mover = Mover(repository, "minilm", "production", quiet(), "me")
     mover.promote("1.1.0", ChannelEntry())
@@ -411,7 +411,7 @@ def plain_tags(server: UploadRegistry, repository: RegistryRepository) -> dict[s
 def test_a_document_that_cannot_be_read_is_a_quarantine_all_the_same(
     server: UploadRegistry, open_repository: Open
 ) -> None:
-    repository = open_repository(server)
+    repository = open_repository(server, "ml/minilm")
     image = put_image(repository, "1.0.0")
     attach(repository, image, Document(b"\xff{", QUARANTINE_TYPE, "quarantine.json"))
     (found,) = quarantines(repository, image)
