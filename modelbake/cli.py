@@ -28,9 +28,9 @@ from modelbake.wording import USUAL_FILE, wording
 from modelbake.workspace import Workspace
 
 VERBS = (
-    *("check", "lock", "plan", "render", "build", "smoke", "push", "publish"),
+    *("check", "lock", "plan", "render", "build", "smoke", "push", "publish", "release"),
     *("size", "audit", "history", "compare", "sbom", "sign", "verify"),
-    *("promote", "rollback", "channels", "incident", "doctor"),
+    *("promote", "rollback", "channels", "incident", "backup", "restore", "doctor"),
 )
 
 

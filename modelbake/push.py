@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PushedImage:
-    """A released image. `reference` is `registry/name@sha256:...`; `already`: it was there before."""
+    """An image that passed. `reference` is `registry/name@sha256:...`; `already`: it was there before.
+
+    `tag`: the version, or the candidate's tag where no version tag was asked for.
+    """
 
     reference: str
     digest: str
@@ -52,6 +55,7 @@ def push(
     reports: Path,
     output: Output,
     tolerance: ToleranceEntry | None = None,
+    untagged: bool = False,
 ) -> PushedImage:
     """Push an image that passed its smoke run, check what the registry holds, and tag it last.
 
@@ -66,6 +70,7 @@ def push(
         reports: the folder of all reports.
         output: where progress goes.
         tolerance: how much worse than the last released version it may be (default: as much as you like).
+        untagged: put no version tag: `release` does.
 
     Raises:
         ReportMissing: no passing report for this image id and these checks.
@@ -109,6 +114,17 @@ def push(
         manifest = release.read_back(pushed.digest, candidate)
         release.require_blobs(manifest)
         keep_report(kept, manifest, report, output)
+        if untagged:
+            output.event(
+                "pushed_untagged",
+                f"{repository}:{candidate} is {manifest.digest}: `build.py release {model}` gives it its"
+                " version tag",
+                repository=repository,
+                tag=candidate,
+                digest=manifest.digest,
+                image_id=image.id,
+            )
+            return PushedImage(f"{repository}@{manifest.digest}", manifest.digest, candidate, already=False)
         tagged = tag.put(manifest)
         if tagged != manifest:  # somebody else has released the same image meanwhile
             add_report(kept, tagged, report, output)

@@ -7,7 +7,7 @@ registry's tags are immutable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from modelbake.errors import ReadBackMismatch, RegistryError, RegistryUnavailable, TagConflict
@@ -28,6 +28,26 @@ def precedence(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, i
 def released_versions(registry: Registry, path: str) -> list[str]:
     """Return the versions that a repository's tags name, the newest first; none without the repository."""
     return sorted((tag for tag in registry.tags(path) if VERSION.matches(tag)), key=precedence, reverse=True)
+
+
+def next_free(version: str, released: Iterable[str]) -> str:
+    """Return the version to release instead of one that is taken: the next patch above all of its minor.
+
+    Of a pre-release the next one of its kind: `2.0.0-rc.2` after `2.0.0-rc.1`. Pure.
+    """
+    core, _, prerelease = version.partition("-")
+    major, minor, _ = core.split(".")
+    taken = {version, *released}
+    if prerelease:
+        words = prerelease.split(".")
+        if not words[-1].isdigit():
+            words.append("0")
+        while (found := f"{core}-{'.'.join(words)}") in taken:
+            words[-1] = str(int(words[-1]) + 1)
+        return found
+    numbers = [precedence(each) for each in taken if each.startswith(f"{major}.{minor}.")]
+    # The patch of a pre-release is free as long as the release itself is not there.
+    return f"{major}.{minor}.{max(core[2] + is_final for core, is_final, _ in numbers)}"
 
 
 @dataclass(frozen=True)
@@ -51,9 +71,17 @@ class VersionTag:
             raise TagConflict(
                 f"the tag is taken by another image ({manifest.digest})",
                 subject=self.name,
-                hint="a released version does not change: raise `version` in models.yaml",
+                hint=self.remedy(),
             )
         return manifest
+
+    def remedy(self) -> str:
+        """Return what to do where the version is taken: which one is free."""
+        try:
+            free = f" to {next_free(self.version, released_versions(self.registry, self.path))}"
+        except RegistryError:
+            free = ""  # what is wrong is said already
+        return f"a released version does not change: raise `version` in models.yaml{free}"
 
     def put(self, manifest: Manifest) -> Manifest:
         """Give the manifest the tag, if that is still free; return what is read back under it.

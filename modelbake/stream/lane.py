@@ -130,8 +130,10 @@ class Lane:
     ) -> None:
         self._registry.close()
 
-    def publish(self, *, candidate_only: bool) -> str:
+    def publish(self, *, candidate_only: bool, untagged: bool = False) -> str:
         """Bring the image to the registry, test it, tag it; return its digest reference.
+
+        `candidate_only`: neither test nor tag it; `untagged`: test it, and leave the tag to `release`.
 
         Raises the errors of every step; the version tag is the last one.
         """
@@ -158,10 +160,10 @@ class Lane:
             jobs=self._jobs,
             stop=self._stop,
         )
-        return self._release.finish(image.manifest, engine, sent)
+        return self._release.finish(image.manifest, engine, sent, untagged=untagged)
 
-    def publish_layout(self, folder: Path, *, candidate_only: bool) -> str:
-        """Bring the image of an OCI layout to the registry, test it, tag it; return its digest reference."""
+    def publish_layout(self, folder: Path, *, candidate_only: bool, untagged: bool = False) -> str:
+        """Bring the image of an OCI layout to the registry as `publish` does; return its digest reference."""
         layout = LayoutRepository.open(folder)
         manifest = layout.manifest(self._plan.version)
         if manifest is None:
@@ -185,7 +187,7 @@ class Lane:
         if released:
             self._release.retake_goldens(manifest)
             return self._release.reference(manifest)
-        return self._release.finish(manifest, engine, sent, layers_from=str(folder))
+        return self._release.finish(manifest, engine, sent, layers_from=str(folder), untagged=untagged)
 
     def _require_fit(self, manifest: Manifest) -> None:
         """Raise RegistryLimit, ImageTooLarge where the layers of an image cannot be published so."""

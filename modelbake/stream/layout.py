@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from modelbake.diskspace import saying_full
 from modelbake.errors import LayoutError
@@ -51,7 +51,7 @@ class LayoutRepository:
         self._lock = threading.Lock()
 
     @classmethod
-    def create(cls, folder: Path, index: str = "index.json", image: str = "") -> LayoutRepository:
+    def create(cls, folder: Path, index: str = "index.json", image: str = "") -> Self:
         """Make a layout of a new or empty folder, or go on with one that is there.
 
         Raises LayoutError where the folder holds anything else, or cannot be written; DiskFull without room.
@@ -73,7 +73,7 @@ class LayoutRepository:
         return cls.open(folder, index, image)
 
     @classmethod
-    def open(cls, folder: Path, index: str = "index.json", image: str = "") -> LayoutRepository:
+    def open(cls, folder: Path, index: str = "index.json", image: str = "") -> Self:
         """Return the layout in a folder. Raises LayoutError where there is none."""
         with _translating(folder):
             try:
@@ -134,15 +134,19 @@ class LayoutRepository:
             kept = [each for each in self._entries() if each.get("annotations", {}).get(REF_NAME) != tag]
             kept.append(entry)
             kept.sort(key=lambda each: str(each.get("annotations", {}).get(REF_NAME)))
-            document = {
-                "schemaVersion": 2,
-                "mediaType": "application/vnd.oci.image.index.v1+json",
-                "manifests": kept,
-            }
             self._index.parent.mkdir(exist_ok=True)
-            _write(self._index, _encode(document))
+            self._write_index(kept)
             if self._image:
                 _write(self.folder / "manifest.json", _encode([self._for_docker(each) for each in kept]))
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return what the index lists: descriptors, with their annotations. Raises LayoutError."""
+        return self._entries()
+
+    def relist(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        """Put what `change` makes of the index's entries in their place, all of it or nothing."""
+        with self._lock, _translating(self._index), exclusively(self.folder):
+            self._write_index(change(self._entries()))
 
     def has(self, blob: Descriptor) -> bool:
         """See Repository."""
@@ -195,6 +199,14 @@ class LayoutRepository:
             os.fsync(file.fileno())
             temporary.chmod(0o644)
             temporary.replace(self._path(digest()))
+
+    def _write_index(self, entries: list[dict[str, Any]]) -> None:
+        document = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": entries,
+        }
+        _write(self._index, _encode(document))
 
     def _for_docker(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Return one entry of manifest.json: https://github.com/moby/docker-image-spec, v1.2."""

@@ -78,7 +78,13 @@ class Release:
         return engine
 
     def finish(
-        self, manifest: Manifest, engine: Engine | None, sent: int, *, layers_from: str | None = None
+        self,
+        manifest: Manifest,
+        engine: Engine | None,
+        sent: int,
+        *,
+        layers_from: str | None = None,
+        untagged: bool = False,
     ) -> str:
         """Try a candidate and put the version tag; return its digest reference.
 
@@ -87,6 +93,7 @@ class Release:
             engine: where it is tried; without one it stays a candidate.
             sent: bytes that were sent for it, for people.
             layers_from: the folder of the OCI layout that it came from, if it did.
+            untagged: try it and keep the report, and leave the version tag to `release`.
         """
         reference = self.reference(manifest)
         self._output.event(
@@ -112,6 +119,15 @@ class Release:
             )
             return reference
         keep_report(self._target, manifest, report, self._output)
+        if untagged:
+            self._output.event(
+                "published_untagged",
+                f"{reference} has passed: `build.py release {self._plan.name}` gives it its version tag",
+                repository=self._plan.repository,
+                tag=candidate_tag(manifest),
+                digest=manifest.digest,
+            )
+            return reference
         self._tag(lambda found: found.digest == manifest.digest).put(manifest)
         self._output.event(
             "published",

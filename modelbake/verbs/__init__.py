@@ -27,6 +27,15 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every model of models.yaml")
 
 
+def untagged_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--untagged`."""
+    parser.add_argument(
+        "--untagged",
+        action="store_true",
+        help="keep the report beside the image, and put no version tag: `release` does",
+    )
+
+
 def secret_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what reaches a build as secret mounts."""
     parser.add_argument("--ca-bundle", type=Path, metavar="FILE", help="PEM CAs (or MODELBAKE_CA_BUNDLE)")

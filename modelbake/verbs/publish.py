@@ -20,6 +20,7 @@ from modelbake.verbs import (
     secret_arguments,
     trial_arguments,
     trial_of,
+    untagged_argument,
 )
 from modelbake.workspace import Workspace
 
@@ -40,6 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stop before the test and the version tag: no engine is needed once the runtime is there",
     )
+    untagged_argument(parser)
     parser.add_argument(
         "--output", metavar="oci:DIR", help="write the image to an OCI layout instead of the registry"
     )
@@ -61,6 +63,10 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     destination, source = _folder(args.output, "--output"), _folder(args.source, "--from")
     if destination and (source or args.candidate):
         raise UsageError("--output writes a folder: it goes with neither --from nor --candidate")
+    if args.untagged and (destination or args.candidate):
+        raise UsageError(
+            "--untagged tests the image: it goes with neither --output nor --candidate, which test none"
+        )
     if (destination or args.candidate) and (args.gpus or args.update_goldens):
         option = "--output" if destination else "--candidate"
         raise UsageError(f"{option} tries no image: it goes with neither --gpus nor --update-goldens")
@@ -87,9 +93,9 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
             if destination:
                 reference = lane.write_layout(destination)
             elif source:
-                reference = lane.publish_layout(source, candidate_only=args.candidate)
+                reference = lane.publish_layout(source, candidate_only=args.candidate, untagged=args.untagged)
             else:
-                reference = lane.publish(candidate_only=args.candidate)
+                reference = lane.publish(candidate_only=args.candidate, untagged=args.untagged)
         output.result(reference)
 
     for_each(specs, publish_one, output)

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from modelbake.output import Output
-from modelbake.verbs import for_each_image, model_arguments
+from modelbake.verbs import for_each_image, model_arguments, untagged_argument
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ SUMMARY = "push a smoke-tested image and print its digest reference"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     model_arguments(parser)
+    untagged_argument(parser)
 
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
             reports=workspace.reports,
             output=output,
             tolerance=plan.spec.smoke.tolerance,
+            untagged=args.untagged,
         )
         output.result(pushed.reference)
 

@@ -1,0 +1,67 @@
+"""Put what `backup` has copied back into the registry of models.yaml: same digests, same tags.
+
+A tag that names something else there is an error, and nothing is changed. Tags come last: a restore that ends
+early has tagged nothing that is not whole, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from modelbake.output import Output
+from modelbake.verbs import for_each, model_arguments
+from modelbake.workspace import Workspace
+
+if TYPE_CHECKING:
+    from modelbake.config import ModelSpec
+
+SUMMARY = "put releases back into the registry from what `backup` has written"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    model_arguments(parser)
+    parser.add_argument(
+        "--from", dest="source", required=True, metavar="oci:DIR|REF", help="what `backup --output` named"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
+    """Print for each model what was put back."""
+    from modelbake.errors import BackupError, ModelbakeError
+    from modelbake.history import opened
+    from modelbake.release.backup import Copied, restore
+    from modelbake.release.backupfolder import BackupFolder
+    from modelbake.release.places import folder_of, opened_place, show
+
+    specs = workspace.config.select(args.names, all=args.all)
+    registry = workspace.config.registry
+    path = folder_of(args.source, "--from", registry)
+    folder = BackupFolder.open(path) if path else None
+    copied: dict[str, Copied] = {}
+
+    def restore_one(spec: ModelSpec) -> None:
+        with (
+            opened(registry, spec.name, output) as target,
+            opened_place(folder, args.source, spec.name, output) as source,
+        ):
+            if done := restore(spec.name, source, target, output):
+                copied[spec.name] = done
+                return
+            if not args.all:
+                raise BackupError(
+                    f"holds nothing of {spec.name}",
+                    subject=source.name,
+                    hint=f"`build.py backup {spec.name} --output {args.source}` writes it",
+                )
+            output.event("nothing_to_restore", f"{source.name} holds nothing of {spec.name}", model=spec.name)
+
+    try:
+        for_each(specs, restore_one, output)
+    except ModelbakeError:
+        if copied:
+            show(copied, args.json, output)
+        raise
+    show(copied, args.json, output)
