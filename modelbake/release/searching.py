@@ -169,7 +169,7 @@ class Searcher:
     ) -> tuple[str, ...]:
         pieces = as_file(repository.read(layer))
         try:
-            facts = LayerReader(canaries).read(pieces)
+            facts = LayerReader(canaries, canaries_only=True).read(pieces)
             while pieces.read(_PIECE):  # to its end, so that the digest of all of it is compared
                 pass
         except UNREADABLE as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -170,8 +171,10 @@ def test_a_package_is_found_by_the_sbom_and_else_in_the_layers(
         ([layer({"x": "y"}), layer({"b": base64.b64encode(b"ab" + TOKEN.encode())})], {}, "layer 2: b"),
         ([layer({"x": "y"})], {"note": TOKEN}, "configuration"),
         ([layer({"x": TOKEN}), layer({".wh.x": ""})], {}, "layer 1: x"),
+        ([layer({"x.gz": gzip.compress(b"a" * 99 + TOKEN.encode())})], {}, "layer 1: x.gz"),
+        ([gzip.compress(layer({"x": TOKEN}))], {}, "layer 1: x"),
     ],
-    ids=["file", "base64", "label", "deleted later"],
+    ids=["file", "base64", "label", "deleted later", "packed", "packed layer"],
 )
 def test_a_token_is_found_wherever_it_is(
     plain: UploadRegistry,
@@ -388,11 +391,12 @@ def test_what_is_in_quarantine_is_neither_promoted_nor_rolled_back_to(
     mover.promote("1.0.0", ChannelEntry())  # control: both can be
     assert put_into_quarantine(repository, bad, Quarantine("holds it", "2026-01-01T00:00:00Z", "me"))
     tags = dict(plain_tags(server, repository))
-    for move in (
+    moves: list[Callable[[], str]] = [
         lambda: mover.promote("1.1.0", ChannelEntry()),
         lambda: mover.rollback(),
         lambda: mover.rollback("1.1.0"),
-    ):
+    ]
+    for move in moves:
         with pytest.raises(PolicyRefused, match="in quarantine since 2026-01-01T00:00:00Z: holds it"):
             move()
     assert plain_tags(server, repository) == tags, "nothing was written"
