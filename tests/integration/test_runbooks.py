@@ -1,6 +1,6 @@
 """docs/runbooks: each page's own commands are run, in their order, on a real registry and a real engine.
 
-`make faults` rehearses all pages, in a registry that is theirs to lose; `make test` those two that change most.
+`make faults` rehearses all pages, in a registry that is theirs to lose; `make test` the two shorter ones.
 """
 
 from __future__ import annotations
