@@ -192,8 +192,14 @@ def _confirm(
             subject=subject,
             hint=_LOOK,
         )
-    said = tags_of(name, tags).values()
-    higher = max((each.number for each in said if each.claim is None), default=0)
+    said = tags_of(name, tags)
+    if record.tag not in said:
+        raise ReadBackMismatch(
+            f"the channel's tag was sent, but could not be read back: its record {record.tag} is not listed",
+            subject=subject,
+            hint="`build.py channels NAME` says whether it was moved",
+        )
+    higher = max(each.number for each in said.values() if each.claim is None)
     if higher > record.number:
         yield from _give_way(name, higher, image, subject)
 
@@ -228,9 +234,9 @@ def _records(
     found = (yield Ask("read", tuple(numbers))).manifests
     records = []
     for number, manifest in zip(numbers.values(), found, strict=True):
-        if manifest is None:
-            continue
         try:
+            if manifest is None:
+                raise RegistryError("is listed, and is not there", subject=record_tag(name, number))
             records.append(decode(manifest, name, number))
         except RegistryError as error:
             passed_over(error)
