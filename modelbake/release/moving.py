@@ -127,7 +127,15 @@ class Mover:
                 subject=self.subject,
                 hint="choose another version with --to; `restore` brings it back from a backup",
             )
-        require_none(self.repository, image, f"{self.model} {target.version}")
+        try:
+            require_none(self.repository, image, f"{self.model} {target.version}")
+        except RegistryError as error:  # a rollback waits for nothing that is not needed to carry it out
+            self.output.event(
+                "quarantine_unknown",
+                f"whether {target.version} is in quarantine could not be found out: {error}",
+                level="warning",
+                version=target.version,
+            )
         return self._move("rollback", state, image, target.version, over)
 
     def _look(self, over: str | None) -> Channel:

@@ -8,9 +8,11 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from modelbake.cli import run
 from modelbake.credentials import Secret
 from modelbake.errors import PolicyRefused, UsageError
 from modelbake.manifest import Manifest
@@ -104,6 +106,35 @@ def test_packages_are_compared_as_indexes_and_distributions_do() -> None:
     assert parse_package("libc6").in_sbom(sbom.encode()) == ["libc6 2.36-9+deb12u7"]
     assert parse_package("libc").in_sbom(sbom.encode()) == []
     assert parse_package("libc6").in_sbom(b'{"components": 3}') is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "one of the arguments --commit --file-sha256 --package --token-file is required"),
+        (["--commit", "abcdef0", "--package", "x"], "not allowed with"),
+        (["--commit", "main"], "7 to 64 hexadecimal digits"),
+        (["--token-file", "absent"], "cannot read absent (No such file or directory)"),
+        (["--token-file", "short"], "holds no secret of 8 to 4096 bytes"),
+        (["--token-file", "/dev/null"], "holds no secret"),
+        (["--package", "x", "nobody"], "no model 'nobody'"),
+    ],
+)
+def test_bad_input_is_said_before_anything_is_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short").write_text("abc\n")
+    model = {"version": "1.0.0", "source": "hf://acme/minilm", "runtime": "weights"}
+    document = {"registry": "127.0.0.1:1/ml", "models": {"minilm": model}}
+    Path("models.yaml").write_text(json.dumps(document))
+    assert run(["incident", *arguments]) == 2
+    said = capsys.readouterr()
+    assert words in said.err.replace('"nobody"', "'nobody'") and said.out == ""
 
 
 # --- what holds it ----------------------------------------------------------------------------------------
