@@ -23,6 +23,7 @@ from modelbake.release.channels import (
 from modelbake.release.evidence import Verify, configuration, described, gather, require_whole, seen
 from modelbake.release.policy import require
 from modelbake.release.promotion import carry_out, move
+from modelbake.release.quarantine import require_none
 from modelbake.release.records import Kind, Record, encode, listing, next_number, record_tag
 from modelbake.validation import did_you_mean
 from modelbake.versiontag import precedence, released_versions
@@ -79,12 +80,14 @@ class Mover:
         Raises:
             NotReleased: the registry has no such version.
             ChannelMoved: the channel was moved by hand, or by somebody else at the same time.
-            PolicyRefused, SigningFailed: the channel requires what the version does not have.
+            PolicyRefused: the version is in quarantine, or lacks what the channel requires.
+            SigningFailed: a signature is required and cannot be verified.
             ReleaseError: the registry lacks a part of the image.
             TagConflict: the version is another image than when it was in this channel.
             RegistryError and its subclasses.
         """
         image = self._released(version)
+        require_none(self.repository, image, f"{self.model} {version}")
         state = self._look(over)
         earlier = next((each for each in reversed(state.moves) if each.version == version), None)
         if earlier is not None and earlier.digest != image.digest:
@@ -109,6 +112,7 @@ class Mover:
 
         Raises:
             ReleaseError: nothing was there before, or not this version; or a part of it is gone.
+            PolicyRefused: that version is in quarantine.
             ChannelMoved and RegistryError as `promote` does.
         """
         state = self._look(over)
@@ -122,6 +126,15 @@ class Mover:
                 f"the registry has no manifest {target.digest} any more, which {target.version} was",
                 subject=self.subject,
                 hint="choose another version with --to; `restore` brings it back from a backup",
+            )
+        try:
+            require_none(self.repository, image, f"{self.model} {target.version}")
+        except RegistryError as error:  # a rollback waits for nothing that is not needed to carry it out
+            self.output.event(
+                "quarantine_unknown",
+                f"whether {target.version} is in quarantine could not be found out: {error}",
+                level="warning",
+                version=target.version,
             )
         return self._move("rollback", state, image, target.version, over)
 

@@ -31,6 +31,7 @@ from modelbake.release.audits import kept_audit
 from modelbake.release.baked import Baked, read_baked, read_labels
 from modelbake.release.documents import SBOM_TYPE
 from modelbake.release.provenance import PROVENANCE_TYPE
+from modelbake.release.quarantine import quarantines
 from modelbake.release.weightsignature import kept_bundle
 from modelbake.reportstore import kept_reports
 from modelbake.tables import table
@@ -97,6 +98,7 @@ class Verification:
         steps: dict[str, Callable[[], Iterator[Check]]] = {
             "digest": self._digest,
             "content": self._content,
+            "quarantine": self._quarantine,
             "version": self._version,
             "signature": self._signature,
             "lock": self._lock,
@@ -164,6 +166,10 @@ class Verification:
         else:
             layers = len(self.image.layers)
             yield Check("content", "ok", f"configuration and {layers} layers are there, {total:,} bytes")
+
+    def _quarantine(self) -> Iterator[Check]:
+        for each in quarantines(self.repository, self.manifest):
+            yield Check("quarantine", "failed", each.words)
 
     def _size(self, blob: Descriptor) -> int | None:
         return self.repository.registry.blob_size(self.repository.path, blob.digest)

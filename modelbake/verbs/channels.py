@@ -31,6 +31,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.history import opened
     from modelbake.release.channeltable import as_document, as_table, rows, warnings
     from modelbake.release.evidence import seen
+    from modelbake.release.quarantine import quarantines
     from modelbake.release.records import channels_of
 
     config = workspace.config
@@ -42,10 +43,16 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
             moved = channels_of(repository.registry.tags(repository.path))
             names = dict.fromkeys([*config.channels, *moved])
             found = [seen(repository, name, output) for name in names]
+            images = {each.digest: repository.manifest(each.digest) for each in found if each.digest}
+            marked = {digest: quarantines(repository, image) for digest, image in images.items() if image}
         made.extend(rows(spec.name, found, history=args.history))
         documents.extend(as_document(spec.name, each, history=args.history) for each in found)
         for channel in found:
-            for line in warnings(spec.name, channel):
+            marks = [
+                f"{spec.name}: {channel.name} is {each.words}"
+                for each in marked.get(channel.digest or "", ())
+            ]
+            for line in [*warnings(spec.name, channel), *marks]:
                 output.event("channel_warning", line, level="warning", channel=channel.name)
 
     try:

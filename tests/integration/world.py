@@ -214,6 +214,21 @@ class World:
         out, err = (text.replace(repeated, "build.py ") for text in (done.stdout, done.stderr))
         return Ran(done.returncode, out, err)
 
+    def shell(self, commands: str, **environment: str) -> Ran:
+        """Run commands in a shell in the folder, until one fails; `build.py` is this toolkit's."""
+        programs = self.folder / "bin"
+        programs.mkdir(exist_ok=True)
+        words = shlex.join([sys.executable, str(ROOT / "build.py")])
+        program = programs / "build.py"
+        program.write_text(f'#!/bin/sh\nexec {words} "$@" --images {shlex.quote(str(self.images))}\n')
+        program.chmod(0o755)
+        env = {**self.environment, "PATH": f"{programs}:{self.environment['PATH']}", **environment}
+        command = ["sh", "-euc", commands]
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        self._said += [done.stdout, done.stderr]
+        assert "Traceback" not in done.stderr, done.stderr
+        return Ran(done.returncode, done.stdout, done.stderr)
+
     @property
     def _children(self) -> Path:
         return self.folder / "children.jsonl"
