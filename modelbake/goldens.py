@@ -132,12 +132,14 @@ def require_goldens(model: ModelSpec, goldens: Goldens, root: Path) -> None:
 
 
 def write_goldens(root: Path, model: str, goldens: Goldens) -> Path:
-    """Write a model's goldens, atomically; a file that has these bytes is left alone.
+    """Write a model's goldens, atomically; a file that has these bytes is left alone. None need no file.
 
     Raises GoldenError, and DiskFull where there is no room for it.
     """
     path = goldens_path(root, model)
     content = encode_goldens(model, goldens)
+    if not goldens.entries and not path.is_file():
+        return path
     try:
         with saying_full(path, len(content)):
             path.parent.mkdir(parents=True, exist_ok=True)
