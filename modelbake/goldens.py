@@ -99,7 +99,7 @@ def read_goldens(root: Path, model: str) -> Goldens:
         found = _File.model_validate(parse(raw))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        problem = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         raise GoldenError(f"is not a file of goldens: {problem}", subject=str(path), hint=hint) from None
     except (ValueError, RecursionError) as error:
         raise GoldenError(f"is not a file of goldens: {error}", subject=str(path), hint=hint) from None
