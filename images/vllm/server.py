@@ -170,6 +170,7 @@ def main() -> NoReturn:
     try:
         settings = Settings.from_environment()
         log.model, log.version = settings.model, settings.version
+        arguments.refuse_absent(os.environ)
         added = arguments.serve(settings, os.environ.get(arguments.SETTING, ""))
         serving.require_safetensors(settings.weights)
         machine.require_gpu()

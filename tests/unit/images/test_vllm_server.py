@@ -316,6 +316,8 @@ def test_what_the_image_decides_no_model_changes() -> None:
 def test_bad_settings(weights: Path, machine: dict[str, str]) -> None:
     assert "No closing quotation" in fails(weights, machine, MODELBAKE_VLLM_ARGS="'a")
     assert "MODELBAKE_DRAIN_SECONDS" in fails(weights, machine, MODELBAKE_DRAIN_SECONDS="soon")
+    said = fails(weights, machine, MODELBAKE_MAX_BODY_BYTES="1000")
+    assert "MODELBAKE_MAX_BODY_BYTES is no setting of runtime vllm" in said
 
 
 @pytest.mark.parametrize(
