@@ -25,6 +25,7 @@ from modelbake.vectors import cosine, is_number, is_vector
 _SHOWN = 200  # characters of a value that a message or a report shows
 _COSINE_DIGITS = 9
 _PARTED = 60  # characters that are shown of where a text parts from the golden one
+_DEEPEST = 100  # of lists and mappings within each other: what can be read can be too deep to be written
 _NO_GOLDENS: Mapping[str, Any] = {}
 
 
@@ -105,9 +106,12 @@ def read_body(answer: Answer) -> Any:
     if answer.truncated:
         raise ValueError("it is too long")
     try:
-        return json.loads(answer.body, parse_constant=refuse_constant)
+        body = json.loads(answer.body, parse_constant=refuse_constant)
     except RecursionError as error:
         raise ValueError(str(error)) from error
+    if _is_deep(body):
+        raise ValueError(f"it is nested more than {_DEEPEST} times")
+    return body
 
 
 def search(expression: str, body: Any) -> Any:
@@ -206,6 +210,14 @@ def shorten(value: Any) -> str:
 
 def _encode(value: Any) -> str:
     return _printable(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(_DEEPEST):
+        within = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [inner for values in within for inner in values if isinstance(inner, list | dict)]
+    return bool(level)
 
 
 def _printable(text: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from modelbake.conversion import conversion_objections, image_files
+from modelbake.conversion import conversion_objections, converted_names, image_files, is_convertible
 from modelbake.objections import Objection
 from modelbake.pickles import pickle_objections
 from modelbake.scalars import quoted
@@ -118,7 +118,11 @@ def _lacking(spec: ModelSpec, runtime: Runtime, evidence: Evidence) -> list[Obje
 
 def _parts_lacking(spec: ModelSpec, runtime: Runtime, evidence: Evidence) -> list[Objection]:
     """Return an objection for each part that weights in several files lack, by the source's names."""
-    missing = _missing_parts(evidence.files) if runtime.needs else []
+    if runtime.needs:
+        missing = _missing_parts(evidence.files)
+    else:  # It may take weights as they come. But what some parts of a pickle become is no model.
+        parts = [path for path in converted_names(spec, evidence.files) if is_convertible(path)]
+        missing = [(path, why) for path, why in _missing_parts(parts) if is_convertible(path)]
     return [_missing(spec, f"{spec.name} lacks {path}, {why}", [path], evidence) for path, why in missing]
 
 

@@ -99,7 +99,7 @@ def read_goldens(root: Path, model: str) -> Goldens:
         found = _File.model_validate(parse(raw))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        problem = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         raise GoldenError(f"is not a file of goldens: {problem}", subject=str(path), hint=hint) from None
     except (ValueError, RecursionError) as error:
         raise GoldenError(f"is not a file of goldens: {error}", subject=str(path), hint=hint) from None
@@ -132,12 +132,14 @@ def require_goldens(model: ModelSpec, goldens: Goldens, root: Path) -> None:
 
 
 def write_goldens(root: Path, model: str, goldens: Goldens) -> Path:
-    """Write a model's goldens, atomically; a file that has these bytes is left alone.
+    """Write a model's goldens, atomically; a file that has these bytes is left alone. None need no file.
 
     Raises GoldenError, and DiskFull where there is no room for it.
     """
     path = goldens_path(root, model)
     content = encode_goldens(model, goldens)
+    if not goldens.entries and not path.is_file():
+        return path
     try:
         with saying_full(path, len(content)):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,9 @@ What is refused ends in a FetchError, NOT_CONVERTIBLE, that names the file and w
 from __future__ import annotations
 
 import re
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ _SLACK = 1 << 20  # bytes
 _SHOWN = 5
 _LONGEST = 300  # characters of a text that is shown
 _ZIP = b"PK\x03\x04"  # how torch.save begins a file since 1.6
+_PICKLE = b"\x80"  # and before that
 _GLOBAL = re.compile(r"GLOBAL ([^\s]+)")
 
 
@@ -67,7 +70,11 @@ def _load(source: str, path: Path) -> Any:
     import torch
 
     with path.open("rb") as file:
-        mapped = file.read(len(_ZIP)) == _ZIP
+        start = file.read(16)
+    mapped = start.startswith(_ZIP)
+    if mapped and (packed := _compressed(path)):
+        # torch maps the packed bytes as they are: other numbers, and no error.
+        raise refused(source, f"its {plain(packed)} is compressed, which torch.save never does")
     try:
         # What torch warns of (an old format, a view of a storage) is no more to see in what comes out.
         with warnings.catch_warnings(action="ignore"):
@@ -80,7 +87,21 @@ def _load(source: str, path: Path) -> Any:
             wanted = plain(asked[1].rstrip(".`"))
             raise refused(source, f"loading it would run {wanted}, which is nothing of weights") from error
         why = plain(_reason(said)) or type(error).__name__
+        if start and not start.startswith((_ZIP, _PICKLE)) and not tarfile.is_tarfile(path):
+            why = f"it is nothing that torch.save writes, for it begins with {start!r}"
         raise refused(source, f"torch cannot read it as weights alone: {why}") from error
+
+
+def _compressed(path: Path) -> str:
+    """Return the name of a part of a zip file that is not stored as it is, or "" where there is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except OSError:
+        raise
+    except Exception:  # It is damaged in one of many ways: torch says in which.
+        return ""
+    return next((part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED), "")
 
 
 def _tensors(source: str, loaded: Any) -> tuple[dict[str, Tensor], list[str]]:

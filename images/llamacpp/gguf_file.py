@@ -72,7 +72,7 @@ def read_header(path: Path) -> dict[str, Any]:
                 (kind,) = unpack(file, "I")
                 header[name] = read_value(file, kind)
             return header
-        except (EOFError, ValueError) as error:
+        except (EOFError, ValueError, RecursionError) as error:  # arrays may hold arrays
             raise LoadError(f"{path.name}: the header is damaged: {error}") from error
 
 

@@ -42,7 +42,9 @@ class Sampling:
 def check(body: Mapping[str, Any]) -> None:
     """Refuse what is not supported."""
     for name, value in NEUTRAL.items():
-        if body.get(name) is not None and (body[name] != value or type(body[name]) is not type(value)):
+        given = body.get(name)
+        # 0.0 is 0, as some clients write it; true is not 1.
+        if given is not None and (given != value or isinstance(given, bool) != isinstance(value, bool)):
             raise ApiError(400, f"{name} is not supported, but as {value!r}", param=name)
     openai_api.check_known(body, PARAMETERS | set(NEUTRAL))
 

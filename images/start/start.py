@@ -71,15 +71,20 @@ class Log:
         self.version = version
 
     def __call__(self, level: str, event: str, **fields: object) -> None:
-        """Write one event; where nobody reads stdout any more there is nobody to tell, which is no error."""
+        """Write one event."""
         now = datetime.now(timezone.utc)  # noqa: UP017 (datetime.UTC is of Python 3.11)
         stamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line: dict[str, object] = {"time": stamp, "level": level, "event": event}
         line.update(model=self.model, version=self.version, **fields)
-        data = (json.dumps(line) + "\n").encode("ascii")
-        with contextlib.suppress(OSError):
-            while data:
-                data = data[os.write(1, data) :]
+        write_line(line)
+
+
+def write_line(line: dict[str, object]) -> None:
+    """Write a JSON line; where nobody reads stdout any more there is nobody to tell, which is no error."""
+    data = (json.dumps(line) + "\n").encode("ascii")
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(1, data) :]
 
 
 def read_file(path: Path, limit: int) -> bytes:

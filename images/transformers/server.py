@@ -28,6 +28,8 @@ from openai_api import ApiError
 from pieces import Decoder, StopFilter, Streamer
 from serving import LoadError
 
+UNLIMITED = 2**40  # tokens, where a model knows no limit of its own
+
 
 @dataclass(frozen=True)
 class Task:
@@ -83,12 +85,13 @@ class Chat(ChatService[Task]):
             words = ", ".join(sorted(report["missing_keys"]))
             raise LoadError(f"the weights lack parts of the model: {words}"[:1000])
         self.model = model.to(device).eval()
-        self.context = int(self.model.config.get_text_config().max_position_embeddings)
+        limit = longest_context(self.model.config.get_text_config())
+        self.context = UNLIMITED if limit is None else limit
         return {
             "device": device,
             "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "context": self.context,
+            "context": limit,
         }
 
     def warm_up(self) -> None:
@@ -191,6 +194,12 @@ class Chat(ChatService[Task]):
         if tokens is None:
             return ()
         return (tokens,) if isinstance(tokens, int) else tuple(tokens)
+
+
+def longest_context(config: Any) -> int | None:
+    """How many tokens a model can see; None where its architecture has no such limit (Mamba, BLOOM)."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return None if limit is None else int(limit)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from serving import LoadError, Settings
@@ -43,6 +43,8 @@ OWNED = {
     "--data-parallel-multi-port-external-lb": "the server is one of one container",
     "-dpm": "the server is one of one container",
 }
+# Settings of the other runtimes that nothing would heed here.
+ABSENT = ("MODELBAKE_MAX_BODY_BYTES", "MODELBAKE_MAX_WAITING", "MODELBAKE_DEFAULT_MAX_TOKENS")
 # In the server's environment whatever the container's says: another front end has no middleware.
 FORCED = {"VLLM_USE_RUST_FRONTEND": "0", "VLLM_CONFIGURE_LOGGING": "1"}
 
@@ -70,6 +72,13 @@ def serve(settings: Settings, added: str) -> list[str]:
         "--disable-uvicorn-access-log",
         *words,
     ]
+
+
+def refuse_absent(environment: Mapping[str, str]) -> None:
+    """LoadError for a setting that other runtimes have and this one has not: it would protect nothing."""
+    for name in ABSENT:
+        if name in environment:
+            raise LoadError(f"{name} is no setting of runtime vllm, whose server is vLLM's own; remove it")
 
 
 def refuse_owned(words: Sequence[str]) -> None:

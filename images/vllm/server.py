@@ -36,6 +36,7 @@ import arguments
 import gate
 import machine
 from serving import LoadError, Settings, log
+from start import write_line
 
 ENDED = 72
 HERE = Path(__file__).resolve().parent
@@ -119,7 +120,7 @@ class Vllm:
                 self.loaded = self.loaded or event["event"] == "loaded"
                 # Of vLLM's processes only the server knows whose model it is.
                 event |= {"model": log.model, "version": log.version}
-                os.write(1, json.dumps(event).encode() + b"\n")
+                write_line(event)
                 continue
             # A progress bar draws itself again and again in one line; how it looked last says it all.
             text = line.decode("utf-8", "replace").rstrip().rpartition("\r")[2]
@@ -136,7 +137,8 @@ def read_event(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         event = json.loads(line)
-    except ValueError:
+        json.dumps(event)  # What can just be read may be too deep to be written.
+    except (ValueError, RecursionError):
         return None
     known = isinstance(event, dict) and {"time", "level", "event"} <= event.keys()
     return event if known else None
@@ -168,6 +170,7 @@ def main() -> NoReturn:
     try:
         settings = Settings.from_environment()
         log.model, log.version = settings.model, settings.version
+        arguments.refuse_absent(os.environ)
         added = arguments.serve(settings, os.environ.get(arguments.SETTING, ""))
         serving.require_safetensors(settings.weights)
         machine.require_gpu()

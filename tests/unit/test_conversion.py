@@ -150,6 +150,15 @@ def test_parts_have_to_be_whole_before_they_are_converted() -> None:
     assert f"m lacks {INDEX}" in found.message
 
 
+def test_parts_of_a_pickle_have_to_be_whole_for_a_runtime_that_needs_nothing() -> None:
+    indulgent = runtime(needs={})
+    assert objections(spec(), indulgent, Evidence(SHARDS)) == [], "an index is not asked for"
+    (found,) = objections(spec(), indulgent, Evidence(SHARDS[:1]))
+    assert f"m lacks {SHARDS[1]}, one of 2 parts" in found.message
+    unconverted = spec(convert="none", allow_pickle=SHARDS[:1])
+    assert objections(unconverted, indulgent, Evidence(SHARDS[:1])) == [], "control: baked in as it is"
+
+
 def test_what_a_runtime_takes_once_is_counted_after_conversion() -> None:
     single = runtime(needs={"weights": ("*.safetensors",)}, single=("weights",))
     assert objections(spec(), single, Evidence([*SHARDS, INDEX])) == []

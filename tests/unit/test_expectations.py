@@ -90,6 +90,13 @@ def test_what_came_instead_is_a_failure_and_not_an_error(came: Answer, said: str
     json.dumps(outcome.actual)
 
 
+def test_no_answer_is_too_deep_to_be_judged() -> None:
+    """Python reads JSON that is so deep that Python cannot write it."""
+    for depth in range(99, 1001):
+        (problem,) = problems({"@": 3}, answer("[" * depth + "]" * depth))
+        assert problem.startswith("@: expected 3" if depth <= 100 else "body: expected JSON")
+
+
 def test_a_status_alone_needs_no_json() -> None:
     assert problems({}, answer("plain text")) == []
     assert problems({}, answer("", status=404), status=404) == []

@@ -84,6 +84,15 @@ def test_a_file_with_these_bytes_is_left_alone(tmp_path: Path) -> None:
     assert path.stat().st_mtime > 1, "control"
 
 
+def test_no_goldens_need_no_file(tmp_path: Path) -> None:
+    """`smoke --all --update-goldens` also runs models of which no check names a golden."""
+    path = write_goldens(tmp_path / "goldens", "m", Goldens())
+    assert not path.parent.exists()
+    write_goldens(tmp_path, "m", goldens(a=1))
+    write_goldens(tmp_path, "m", Goldens(lock="sha256:" + "0" * 64, device="cpu"))
+    assert read_goldens(tmp_path, "m").entries == {}, "what was there is gone"
+
+
 def test_no_file_is_no_goldens(tmp_path: Path) -> None:
     assert read_goldens(tmp_path / "absent", "m") == Goldens()
 

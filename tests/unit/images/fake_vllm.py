@@ -28,6 +28,7 @@ HERE = Path(os.environ["FAKE_FOLDER"])
 (HERE / "started.json").write_text(json.dumps({"argv": words, "pid": os.getpid(), "env": dict(os.environ)}))
 logging.getLogger("vllm.engine").info("the engine starts")
 print("a plain line")
+print(os.environ.get("FAKE_LINE", ""))
 print("10%\\r20%\\r90%", file=sys.stderr)
 if os.environ.get("FAKE_LOAD") == "fails":
     print("ValueError: the model has 3 layers", file=sys.stderr)

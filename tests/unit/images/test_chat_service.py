@@ -93,6 +93,26 @@ def test_all_parts_of_an_answer(server: ModelServer) -> None:
     assert deltas == [start, {"reasoning_content": "hm"}, {"content": "a"}, {}]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("frequency_penalty", 0.0, 200),
+        ("presence_penalty", -0.0, 200),
+        ("n", 1.0, 200),
+        ("logprobs", False, 200),
+        ("n", True, 400),
+        ("frequency_penalty", False, 400),
+        ("logprobs", 0, 400),
+        ("presence_penalty", 0.1, 400),
+        ("n", [1], 400),
+    ],
+)
+def test_a_value_that_asks_for_nothing_is_taken_however_it_is_written(
+    server: ModelServer, name: str, value: Any, status: int
+) -> None:
+    assert ask(server, "one", **{name: value}).status == status
+
+
 def test_an_answer_without_a_piece(server: ModelServer) -> None:
     assert ask(server, " ").json["choices"][0]["message"]["content"] == ""
     asked = ask(server, " ", stream=True, stream_options={"include_usage": True})

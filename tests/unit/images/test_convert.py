@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import json
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,29 @@ def test_what_is_no_whole_file_is_refused(bench: Bench, content: bytes) -> None:
     message = bench.refuse()
     assert "torch cannot read it as weights alone: " in message
     assert "False" not in message, "torch recommends weights_only=False"
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>no such page", b"version https://git-lfs", bytes(8) + b'{"a": {}}', b"GGUF\3\0\0\0"]
+)
+def test_what_is_no_pickle_at_all_is_named_by_its_beginning(bench: Bench, content: bytes) -> None:
+    bench.put("pytorch_model.bin", content, "model.safetensors")
+    assert f"nothing that torch.save writes, for it begins with {content[:16]!r}" in bench.refuse()
+
+
+@pytest.mark.parametrize("part", ["data/0", "data/1", "data.pkl"])
+def test_an_archive_with_a_compressed_part_is_refused(bench: Bench, part: str) -> None:
+    """Mapped, the compressed bytes would be taken for the numbers themselves."""
+    content = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(save({"a": torch.zeros(1000), "b": torch.rand(1000)}))) as given,
+        zipfile.ZipFile(content, "w") as made,
+    ):
+        for name in given.namelist():
+            how = zipfile.ZIP_DEFLATED if name.endswith(part) else zipfile.ZIP_STORED
+            made.writestr(name, given.read(name), compress_type=how)
+    bench.put("pytorch_model.bin", content.getvalue(), "model.safetensors")
+    assert f"{part} is compressed" in bench.refuse()
 
 
 @pytest.mark.promise("pickles")

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import signal
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -391,4 +392,11 @@ def test_a_damaged_header_is_an_error_and_nothing_else(
     with pytest.raises(
         files.LoadError, match=r"tiny\.gguf: (no GGUF file|GGUF version|the header is damaged)"
     ):
+        files.read_header(path)
+
+
+def test_arrays_within_arrays_without_end_are_a_damaged_header(files: Any, tmp_path: Path) -> None:
+    entry = struct.pack("<Q1sI", 1, b"a", 9) + struct.pack("<IQ", 9, 1) * 5000
+    path = written(tmp_path, b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry) / "tiny.gguf"
+    with pytest.raises(files.LoadError, match="the header is damaged"):
         files.read_header(path)

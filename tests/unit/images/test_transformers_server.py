@@ -35,6 +35,13 @@ from tests.servers.minilm import tiny_llama
 tiny_llama(Path(sys.argv[1]))
 print(json.dumps(None))
 """
+CONTEXTS = """
+import json, sys, transformers
+sys.path[:0] = sys.argv[1:]
+import server
+names = ("LlamaConfig", "GPT2Config", "MambaConfig", "BloomConfig")
+print(json.dumps([server.longest_context(getattr(transformers, name)()) for name in names]))
+"""
 DIRECT = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -221,6 +228,12 @@ def test_what_is_refused(server: ModelServer, body: dict[str, Any], param: str, 
     assert reply.status == 400, reply.text
     assert reply.error["param"] == param
     assert words in reply.error["message"]
+
+
+def test_an_architecture_may_have_no_longest_context() -> None:
+    """Those of Mamba and BLOOM are `*ForCausalLM` like the others."""
+    llama, gpt2, *others = run_python(CONTEXTS, str(IMAGES / "transformers"), str(IMAGES / "start"))
+    assert (llama, gpt2, others) == (2048, 1024, [None, None])
 
 
 def test_what_the_chat_template_refuses(weights: Path, tmp_path: Path) -> None:

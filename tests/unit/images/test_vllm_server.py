@@ -136,6 +136,20 @@ def test_all_output_is_json(weights: Path, machine: dict[str, str]) -> None:
         assert (said["a plain line"]["level"], said["90%"]["level"]) == ("info", "warning")
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['{"a":' * 5000 + "1" + "}" * 5000, "{" * 9000, '{"time": 1, "level": {}}', "{" + "9" * 5000 + "}"],
+)
+def test_no_line_ends_the_reading_of_those_after_it(
+    weights: Path, machine: dict[str, str], line: str
+) -> None:
+    """Where nobody reads them any more, vLLM stands still as soon as the pipe is full."""
+    with start(weights, machine, FAKE_LINE=line) as server:
+        server.wait()
+        assert server.events("loaded")
+        assert any(event["message"].startswith(line[:8]) for event in server.events("log"))
+
+
 def test_sigterm_lets_open_requests_end(weights: Path, machine: dict[str, str]) -> None:
     with start(weights, machine) as server, ThreadPoolExecutor() as pool:
         server.wait()
@@ -302,6 +316,8 @@ def test_what_the_image_decides_no_model_changes() -> None:
 def test_bad_settings(weights: Path, machine: dict[str, str]) -> None:
     assert "No closing quotation" in fails(weights, machine, MODELBAKE_VLLM_ARGS="'a")
     assert "MODELBAKE_DRAIN_SECONDS" in fails(weights, machine, MODELBAKE_DRAIN_SECONDS="soon")
+    said = fails(weights, machine, MODELBAKE_MAX_BODY_BYTES="1000")
+    assert "MODELBAKE_MAX_BODY_BYTES is no setting of runtime vllm" in said
 
 
 @pytest.mark.parametrize(
