@@ -24,6 +24,7 @@ from typing import Any
 from modelbake.credentials import Secret
 from modelbake.errors import RegistryAuthError, UsageError
 from modelbake.process import environment, without_secrets
+from modelbake.tokencommand import masked
 
 DOCKER_HUB = "docker.io"
 _HUB_KEY = "https://index.docker.io/v1/"  # the name under which Docker stores Docker Hub's credentials
@@ -291,6 +292,9 @@ class RegistryAuth:
             said = (done.stdout.strip() or done.stderr.strip()).decode(errors="replace")
             if _NOT_FOUND in said:
                 return None
+            if "{" in said:  # an answer after all, and with it the secret
+                said = "(what it said is not shown: it may hold the secret)"
+            said = masked(said)
             raise failed(f"failed with status {done.returncode}: {said[:300] or '(it said nothing)'}")
         try:
             answer = json.loads(done.stdout)

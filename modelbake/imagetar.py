@@ -15,13 +15,14 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import zstandard
 
 from modelbake.errors import EngineError
+from modelbake.manifest import unique
 
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to be skipped
@@ -29,6 +30,8 @@ _RECORD = re.compile(r"[^/]+\.dist-info/RECORD")
 _HIDDEN, _OPAQUE = ".wh.", ".wh..wh..opq"
 _LARGEST_DOCUMENT = 32 << 20  # bytes
 _BUFFER = 1 << 20  # bytes
+_BLOCK = 512
+_LARGEST_WINDOW = 128 << 20  # bytes that xz may keep; `xz -9` asks for 64 MiB
 UNREADABLE = (
     tarfile.TarError,
     zstandard.ZstdError,
@@ -86,8 +89,7 @@ class ImageContent:
         seen: dict[str, tuple[int, int]] = {}
         for number, layer in enumerate(self.layers):
             if layer.hidden:
-                gone = layer.hidden
-                seen = {path: at for path, at in seen.items() if not any(is_below(path, top) for top in gone)}
+                seen = {path: at for path, at in seen.items() if not is_hidden(path, layer.hidden)}
             seen |= {path: (size, number) for path, size in layer.files.items()}
         return seen
 
@@ -147,14 +149,19 @@ def read_export(
                     )
                 elif member.isfile() and (content := archive.extractfile(member)) is not None:
                     assert isinstance(content, io.BufferedReader)
-                    if content.peek(1)[:1] in (b"{", b"["):
+                    if _is_document(content.peek(_BLOCK)):
                         if member.size <= _LARGEST_DOCUMENT:
-                            documents[name] = json.loads(content.read())
+                            documents[name] = json.loads(content.read(), object_pairs_hook=unique)
                     elif (layer := read_layer(content)) is not None:
                         layers[name] = layer
     except UNREADABLE as error:
         raise EngineError(f"the exported image cannot be read: {error}") from error
     return _assembled(layers, documents, links)
+
+
+def _is_document(head: bytes) -> bool:
+    """Tell JSON from a layer, whose first file may have a name that begins like JSON."""
+    return head[:1] in (b"{", b"[") and head[257:262] != b"ustar"
 
 
 def read_file(chunks: Iterator[bytes], path: str, largest: int) -> bytes:
@@ -259,13 +266,41 @@ def unpacked(content: io.BufferedReader) -> Any:
     if head.startswith(_BZIP2):
         return bz2.BZ2File(content)
     if head.startswith(_XZ):
-        return lzma.LZMAFile(content)
+        return as_file(_unpacked_xz(content))
     return content
+
+
+def _unpacked_xz(content: io.BufferedReader) -> Iterator[bytes]:
+    """Unpack xz with a limit of memory, which LZMAFile has none of."""
+    data = b""
+    while data := data.lstrip(b"\0") or content.read(_BUFFER):
+        machine = lzma.LZMADecompressor(memlimit=_LARGEST_WINDOW)
+        while not machine.eof:
+            if machine.needs_input and not data and not (data := content.read(_BUFFER)):
+                raise EOFError("it ends inside of a stream of xz")
+            yield machine.decompress(data, _BUFFER)
+            data = b""
+        data = machine.unused_data
 
 
 def is_below(path: str, top: str) -> bool:
     """Tell whether a whiteout takes a path away: `a/b` that and all below it, `a/` only what is below."""
     return top == "/" or path == top or path.startswith(top if top.endswith("/") else f"{top}/")
+
+
+def is_hidden(path: str, tops: Set[str]) -> bool:
+    """Tell whether any of a layer's whiteouts takes a path away, however many there are."""
+    if not tops:
+        return False
+    if "/" in tops or path in tops:
+        return True
+    end = path.rfind("/")
+    while end > 0:
+        folder = path[:end]
+        if folder in tops or f"{folder}/" in tops:
+            return True
+        end = path.rfind("/", 0, end)
+    return False
 
 
 def as_file(pieces: Iterator[bytes]) -> io.BufferedReader:

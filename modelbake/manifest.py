@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ INDEXES = (DOCKER_INDEX, OCI_INDEX)
 MEDIA_TYPES = (DOCKER_MANIFEST, OCI_MANIFEST, DOCKER_INDEX, OCI_INDEX)
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+_MEANT = {key.casefold(): key for key in ("mediaType", "config", "layers", "manifests", "digest", "size")}
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,9 @@ class Manifest:
     def document(self) -> dict[str, Any]:
         """Return the JSON object that it is. Raises RegistryError."""
         try:
-            document = json.loads(self.body)
+            document = json.loads(self.body, object_pairs_hook=_unambiguous)
         except (ValueError, RecursionError):
-            raise self._unusable("is not JSON") from None
+            raise self._unusable("is not JSON, or JSON that readers take differently") from None
         if not isinstance(document, dict):
             raise self._unusable("is not a JSON object")
         return document
@@ -111,6 +114,22 @@ class Manifest:
 
     def _unusable(self, problem: str) -> RegistryError:
         return RegistryError(f"the manifest {problem}", subject=self.digest)
+
+
+def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises ValueError where it says something twice: readers would differ."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key of an object is there twice")
+    return made
+
+
+def _unambiguous(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse other spellings as well: engines do not mind case, and would take `Layers` for `layers`."""
+    for key, _ in pairs:
+        if _MEANT.get(key.casefold(), key) != key:
+            raise ValueError(f"{key!r} can be taken for {_MEANT[key.casefold()]!r}")
+    return unique(pairs)
 
 
 def digest_of(body: bytes) -> str:

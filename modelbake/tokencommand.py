@@ -68,6 +68,11 @@ def token_from_command(text: str, environ: Mapping[str, str]) -> Secret:
     return Secret(token)
 
 
+def masked(text: str) -> str:
+    """Return what a program said on one line that can be shown: what looks like a token is masked."""
+    return _LOOKS_SECRET.sub("***", re.sub(r"[^\x20-\x7e]+", " ", text))
+
+
 def _words(text: str) -> list[str]:
     try:
         words = json.loads(text) if text.lstrip().startswith("[") else shlex.split(text)
@@ -84,7 +89,7 @@ def _told(said: bytes, token: bytes) -> str:
     """Return what it said on stderr as the end of a sentence, masked."""
     redact = Redactor([Secret(line) for line in token.splitlines()])
     text = " ".join(redact(said.decode(errors="replace")).split())
-    text = _LOOKS_SECRET.sub("***", re.sub(r"[^\x20-\x7e]+", " ", text))
+    text = masked(text)
     return f": {text[:_SHOWN]}" if text else ""
 
 

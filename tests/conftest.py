@@ -17,6 +17,7 @@ import pytest
 from tests.promises import PROMISES
 
 _KINDS = ("promise", "control")
+LOST = "(lost)"  # the row of tests that ended without a report of their own
 _ROW = ("tried", "through", "skipped", "controls", "controls_missed")
 
 
@@ -73,10 +74,14 @@ class _Counter:
         self._file: Path = config.getoption("--faults")
         self._counts: dict[str, dict[str, int]] = {}
         self._skipped: set[str] = set()
+        self._lost = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         # Set-up and teardown count only where they fail; what `tally` counted is known after teardown.
         properties: list[tuple[str, Any]] = report.user_properties
+        if report.failed and not any(kind in _KINDS for kind, _ in properties):
+            # A process of pytest-xdist that died: nobody knows which promise its test attacked.
+            self._lost += 1
         if report.skipped:
             self._skipped.add(report.nodeid)
         for kind, key in properties:
@@ -85,14 +90,18 @@ class _Counter:
             row = self._counts.setdefault(key, dict.fromkeys(_ROW, 0))
             wrong = report.failed
             if kind == "control":
-                row["controls"] += report.when == "call" or wrong
+                # One that was skipped has found nothing.
+                row["controls"] += (report.when == "call" and not report.skipped) or wrong
                 row["controls_missed"] += wrong
                 continue
-            row["through"] += wrong
-            row["skipped"] += report.skipped
+            # An expected failure (`xfail`) is reported as skipped: its fault got through all the same.
+            got_through = wrong or (report.skipped and hasattr(report, "wasxfail"))
+            row["through"] += got_through
+            row["skipped"] += report.skipped and not got_through
             if report.when == "teardown" and report.nodeid not in self._skipped:
                 counted = [count for name, count in properties if name == "tried"]
                 row["tried"] += counted[0] if counted else 1
 
     def pytest_sessionfinish(self) -> None:
-        self._file.write_text(json.dumps(self._counts, indent=1, sort_keys=True) + "\n")
+        counts = {**self._counts, **({LOST: {"through": self._lost}} if self._lost else {})}
+        self._file.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n")

@@ -20,11 +20,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.conftest import LOST
 from tests.promises import PROMISES
 
 ROOT = Path(__file__).resolve().parent.parent
 # The unit tests need nothing of each other; the integration tests share one engine.
 _RUNS = (("--numprocesses", "2", "--dist", "loadfile", "tests/unit"), ("tests/integration",))
+_COLUMNS = ("promise", "tried", "through", "skipped", "control")
 Counts = dict[str, dict[str, int]]
 
 
@@ -46,6 +48,11 @@ def main() -> int:
             broken |= done.returncode not in (0, 1)
             if file.exists():
                 counts.append(json.loads(file.read_text()))
+            lost = counts[-1].pop(LOST, {}).get("through", 0) if file.exists() else 0
+            if broken or lost:
+                said = f"{' '.join(run)}: pytest ended with {done.returncode}; {lost} tests were lost"
+                Console(stderr=True).print(said, markup=False)
+            broken |= bool(lost)
     rows = matrix(counts)
     args.output.write_text(json.dumps(rows, indent=1) + "\n")
     _print(rows, time.monotonic() - began)
@@ -80,10 +87,10 @@ def holds(row: dict[str, object]) -> bool:
 
 def _print(rows: list[dict[str, object]], seconds: float) -> None:
     table = Table(title=f"{sum(holds(row) for row in rows)} of {len(rows)} promises hold; {seconds:.0f} s")
-    for heading in ("promise", "tried", "through", "control"):
+    for heading in _COLUMNS:
         table.add_column(heading, justify="left" if heading == "promise" else "right")
     for row in rows:
-        table.add_row(*(str(row[name]) for name in ("promise", "tried", "through", "control")))
+        table.add_row(*(str(row.get(name, 0)) for name in _COLUMNS))
     Console(width=110).print(table)
 
 

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from modelbake.audit import packed, pickled
+from modelbake.audit.documents import shown_name
 from modelbake.audit.tokens import CONTEXT, LONGEST, Canaries, find_tokens
 
-_AHEAD = 2 * pickled.HEAD  # bytes that are at hand after a place that is judged
+_AHEAD = 2 * pickled.HEAD + (128 << 10)  # bytes that are at hand after a place: a zip's header and more
 _BEHIND = 1024  # bytes that are at hand before it: a tar header, a token's key
 _STEP = 1 << 20  # bytes that are judged at once
+_HEAD_OF_PACKED = 16  # bytes by which it is told how something is packed
 _TAR, _TAR_AT, _BLOCK = b"ustar", 257, 512
-_MOST_PACKED = 8  # entries of one archive that are unpacked at the same time
+_SHOWN = 200  # characters of a name
+_MOST_PACKED = 16  # entries of one archive that are unpacked at the same time
 _ENTRY_SUFFIXES = (".pkl", ".pickle", ".joblib")
 
 assert LONGEST <= _AHEAD and CONTEXT <= _BEHIND
@@ -109,6 +112,12 @@ class Content:
         head = buffer[: pickled.HEAD]
         if what := pickled.at_start(head, whole=final and len(buffer) <= len(head)):
             self._hit("pickle-content", what, 0)
+        elif len(buffer) > len(head):
+            what, followed = pickled.long_start(buffer, whole=final)
+            if what:
+                self._hit("pickle-content", what, 0)
+            elif not followed:
+                self._hit("unreadable", "it begins like a pickle that is longer than can be followed", 0)
         self._tar = buffer[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR
         if self._depth == 0 and (machine := packed.unpacker(head)) is not None:
             self._unpack("(unpacked)", machine, buffer)
@@ -119,12 +128,15 @@ class Content:
             return
         if entry.name.lower().endswith(_ENTRY_SUFFIXES):
             self._hit("pickle-content", "a pickle by its name, in a zip archive", at, entry.name)
-        if not entry.deflated:
-            self._entry(buffer, entry.data, entry.name)
-        elif self._depth == 0 and len(self._inner) < _MOST_PACKED:
-            self._unpack(entry.name, packed.inflater(), buffer[entry.data :])
-        elif self._depth == 0:
-            self._hit("unreadable", "too many packed files begin in it at the same time", at)
+        self._entry(buffer, entry.data, entry.name, prefix=False)  # there may be very many
+        if self._depth:
+            return
+        data = memoryview(buffer)[entry.data :]
+        for machine in packed.of_zip(bytes(data[:_HEAD_OF_PACKED])):
+            if len(self._inner) == _MOST_PACKED:
+                self._hit("unreadable", "too many packed files begin in it at the same time", at)
+                return
+            self._unpack(entry.name, machine, data)
 
     def _tar_entry(self, buffer: bytes, at: int) -> None:
         if at < 0 or (self._base + at) % _BLOCK:
@@ -134,19 +146,19 @@ class Content:
             self._hit("pickle-content", "a pickle by its name, in a tar archive", at, name)
         self._entry(buffer, at + _BLOCK, name)
 
-    def _entry(self, buffer: bytes, start: int, name: str) -> None:
+    def _entry(self, buffer: bytes, start: int, name: str, *, prefix: bool = True) -> None:
         head = buffer[start : start + pickled.HEAD]
-        if what := pickled.at_start(head, whole=False):
+        if what := pickled.at_start(head, whole=False, prefix=prefix):
             self._hit("pickle-content", what, start, name)
 
-    def _unpack(self, name: str, machine: object, data: bytes) -> None:
+    def _unpack(self, name: str, machine: object, data: bytes | memoryview) -> None:
         content = Content(self._canaries, depth=self._depth + 1, canaries_only=self._canaries_only)
         inner = _Inner(name, content, packed.Unpacking(content, machine))
         self._pass_on(inner, data)
         if not inner.unpacking.done:
             self._inner.append(inner)
 
-    def _pass_on(self, inner: _Inner, data: bytes) -> None:
+    def _pass_on(self, inner: _Inner, data: bytes | memoryview) -> None:
         inner.unpacking.feed(data)
         if inner.unpacking.done:
             self._finish(inner)
@@ -155,11 +167,11 @@ class Content:
         if inner.unpacking.given_up:
             self._hit("unreadable", "it grows beyond all measure when it is unpacked", 0, inner.name)
         for hit in inner.content.close():
-            self._hits.setdefault(hit.rule, hit._replace(inside=inner.name))
+            self._hits.setdefault(hit.rule, hit._replace(inside=shown_name(inner.name)[:_SHOWN]))
 
     def _hit(self, rule: str, message: str, at: int, inside: str = "") -> None:
         if rule not in self._hits:
-            self._hits[rule] = Hit(rule, message, self._base + at, inside)
+            self._hits[rule] = Hit(rule, message, self._base + at, shown_name(inside)[:_SHOWN])
 
 
 def _places(needle: bytes, buffer: bytes, first: int, limit: int) -> Iterator[int]:

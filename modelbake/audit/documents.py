@@ -16,6 +16,9 @@ _SHORTEST_PASSWORD = re.compile(rb"://[^\s/:@]{0,64}:([^\s/:@]{1,255})@")
 _PLACE_OF_A_FILE = re.compile(r".*(?:_FILE|_PATH|_DIR)", re.IGNORECASE)
 _FINGERPRINT = re.compile(r"[0-9A-F]{40}")
 _LONGEST_NAME = 4096  # characters
+_KEYS = ("config", "history", "rootfs", "os", "architecture")
+_SETTINGS = ("User", "Env", "Labels", "Entrypoint", "Cmd", "Volumes", "OnBuild")
+_STEP = ("created_by", "comment", "empty_layer")
 
 
 def document_findings(name: str, document: Any, canaries: Canaries) -> list[Finding]:
@@ -45,6 +48,22 @@ def config_findings(name: str, config: Mapping[str, Any], canaries: Canaries) ->
         for variable, value in _ASSIGNED.findall(said):
             found += _named(f"{name}: history.{number}: {shown_name(variable)}", variable, value.strip("\"'"))
     return list(dict.fromkeys(found))
+
+
+def ambiguous(name: str, config: Mapping[str, Any]) -> list[Finding]:
+    """Return keys that engines, which do not mind case, take for another one: for `User`, say."""
+    settings = _object(config.get("config"))
+    known = [("", config, _KEYS), ("config.", settings, _SETTINGS)]
+    known += [(f"history.{n}.", _object(step), _STEP) for n, step in enumerate(_list(config.get("history")))]
+    return [
+        finding(
+            "unreadable", f"{name}: {where}{shown_name(str(key))}", f"engines take it for {meant[folded]}"
+        )
+        for where, document, keys in known
+        for meant in ({each.casefold(): each for each in keys},)
+        for key in document
+        if (folded := str(key).casefold()) in meant and key != meant[folded]
+    ]
 
 
 def _named(place: str, name: str, value: str) -> list[Finding]:

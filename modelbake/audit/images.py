@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from modelbake.audit.layer import LayerFacts
 from modelbake.errors import ImageNotFound, RegistryError
 from modelbake.imagetar import UNREADABLE, as_file, read_export, steps_of
-from modelbake.manifest import Descriptor, Manifest
+from modelbake.manifest import Descriptor, Manifest, unique
 from modelbake.stream.repository import Repository, read_document
 
 if TYPE_CHECKING:
     from modelbake.engine import Engine
 
 ReadLayer = Callable[[io.BufferedReader], LayerFacts]
+_MOST_LAYERS = 1000  # no engine takes more than some hundred
 _ATTESTATION = "unknown/unknown"  # the platform under which an index lists what is said of an image
 
 
@@ -120,6 +121,8 @@ class RepositoryImage:
         read: dict[str, LayerFacts] | None = None,
     ) -> ReadImage:
         read = {} if read is None else read
+        if len(manifest.layers) > _MOST_LAYERS:
+            raise RegistryError(f"it has {len(manifest.layers):,} layers", subject=self.name)
         config = self._json(manifest.config)
         if not isinstance(config, dict):
             raise RegistryError("the configuration is no JSON object", subject=self.name)
@@ -157,7 +160,7 @@ class RepositoryImage:
     def _json(self, blob: Descriptor) -> Any:
         raw = read_document(self._repository, blob)
         try:
-            return json.loads(raw)
+            return json.loads(raw, object_pairs_hook=unique)
         except (ValueError, RecursionError) as error:
             raise RegistryError(f"the document {blob.digest} is not JSON", subject=self.name) from error
 

@@ -8,18 +8,19 @@ it is about what is shipped: whoever pulls the image gets the bytes of all of th
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelbake.audit.documents import config_findings, document_findings
+from modelbake.audit.documents import ambiguous, config_findings, document_findings
 from modelbake.audit.findings import Finding, finding
 from modelbake.audit.images import ReadImage
 from modelbake.audit.layer import GROUP, MANIFEST, PASSWD, Entry, LayerFacts
 from modelbake.audit.rules import RULES
 from modelbake.audit.tokens import Canaries
-from modelbake.imagetar import is_below
+from modelbake.imagetar import is_below, is_hidden
 from modelbake.pickles import is_pickle
 from modelbake.stream.layers import ROOT
 
@@ -31,6 +32,7 @@ _DISTRIBUTION = re.compile(
     r"|lib(?:exec)?/(?:openssh/ssh-keysign|dbus-1(?:\.0)?/dbus-daemon-launch-helper|utempter/utempter))"
 )
 _LIBRARY = re.compile(r"(?:usr/)?lib(?:64)?/(?:[a-z0-9_]+-linux-gnu/)?lib[\w+.-]+\.so[\d.]*")
+_MOST_LINKS = 40  # that are followed after each other, as Linux does
 _MOST = 1000  # findings of one rule that are listed; a broken image may have a million
 
 
@@ -58,6 +60,7 @@ def judge(image: ReadImage, expected: Expected | None, canaries: Canaries) -> li
     found = config_findings("config", image.config, canaries)
     for name, document in image.documents.items():
         found += document_findings(name, document, canaries)
+    found += ambiguous("config", image.config)
     kept = _kept(image.layers)
     user = _user(image.config, kept)
     found += _of_user(image.config, user)
@@ -68,6 +71,7 @@ def judge(image: ReadImage, expected: Expected | None, canaries: Canaries) -> li
         above = image.layers[number:]
         found += _of_layer(layer, number, above, allowed)
         found += _of_weights(layer, number, above, wanted)
+    found += _through_links(image.layers)
     weights = _final(image.layers)
     found += _together(weights, wanted, baked, expected, user)
     return _limited(found)
@@ -84,7 +88,8 @@ def _of_layer(
         if rule == "pickle-content":
             if seen.path.startswith(f"{ROOT}/") and _weight(seen.path) in allowed:
                 continue  # noted by its name
-            rule = "pickle-python" if _PYTHON.fullmatch(seen.path) else rule
+            of_python = _PYTHON.fullmatch(seen.path) and not seen.path.startswith(f"{ROOT}/")
+            rule = "pickle-python" if of_python else rule
         if rule == "setuid" and layer.packages and _DISTRIBUTION.fullmatch(seen.path):
             rule = "setuid-distribution"
         if rule == "secret-private-key" and layer.packages and _LIBRARY.fullmatch(seen.path):
@@ -138,7 +143,7 @@ def _hides_weights(path: str) -> bool:
 
 
 def _gone(path: str, above: Sequence[LayerFacts]) -> str:
-    hidden = any(is_below(path, top) for layer in above for top in layer.hidden) if path else False
+    hidden = any(is_hidden(path, layer.hidden) for layer in above) if path else False
     return "; a later layer deletes it, and it is in the image all the same" if hidden else ""
 
 
@@ -149,17 +154,42 @@ def _final(layers: Sequence[LayerFacts]) -> dict[str, Entry]:
     """Return the weights' folder as a container sees it, by path."""
     seen: dict[str, Entry] = {}
     for layer in layers:
-        if layer.hidden:
-            seen = {
-                path: entry
-                for path, entry in seen.items()
-                if not any(is_below(path, top) for top in layer.hidden)
-            }
-        for path, entry in layer.weights.items():
-            if entry.kind != "folder" and seen.get(path, entry).kind == "folder":
-                seen = {each: known for each, known in seen.items() if not each.startswith(f"{path}/")}
-            seen[path] = entry
+        gone = layer.hidden | {
+            f"{path}/"
+            for path, entry in layer.weights.items()
+            if entry.kind != "folder" and seen.get(path, entry).kind == "folder"
+        }
+        seen = {path: entry for path, entry in seen.items() if not is_hidden(path, gone)}
+        seen |= layer.weights
     return seen
+
+
+def _through_links(layers: Sequence[LayerFacts]) -> Iterator[Finding]:
+    """Find what is written through a symbolic link into the weights' folder: engines follow those."""
+    links: dict[str, str] = {}
+    for number, layer in enumerate(layers, start=1):
+        links |= layer.links
+        if not links:
+            continue
+        for folder in sorted(layer.folders):
+            if folder and folder != ROOT and not folder.startswith(f"{ROOT}/"):
+                led = _followed(folder, links)
+                if led == ROOT or led.startswith(f"{ROOT}/"):
+                    yield finding(
+                        "weights-link", folder, f"files are written through a link to {led}", number
+                    )
+
+
+def _followed(path: str, links: Mapping[str, str]) -> str:
+    """Return where a path leads; a circle leads nowhere."""
+    for _ in range(_MOST_LINKS):
+        parts = path.split("/")
+        tops = ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        link = next((top for top in tops if top in links), None)
+        if link is None:
+            return path
+        path = posixpath.normpath(f"{links[link]}/{path[len(link) :]}").lstrip("/")
+    return ""
 
 
 def _together(
@@ -211,23 +241,31 @@ def _of_user(config: Mapping[str, Any], user: _User) -> Iterator[Finding]:
 
 def _user(config: Mapping[str, Any], kept: Mapping[str, bytes]) -> _User:
     name, _, group = str(_settings(config).get("User") or "0").partition(":")
-    accounts = [line.split(":") for line in kept.get(PASSWD, b"").decode(errors="replace").splitlines()]
-    mine = next((each for each in accounts if len(each) > 3 and name in (each[0], each[2])), None)
+    accounts = _table(kept.get(PASSWD, b""))
+    # A number is never the name of an account; of several accounts engines take the first.
+    mine = next(
+        (each for each in accounts if len(each) > 2 and name == each[0 if _number(name) is None else 2]), None
+    )
     number = mine[2] if mine else name
     if name == "root":
         number = "0"
-    groups: set[int | None] = {_number(mine[3])} if mine else {0}  # who has no account is in group 0
+    groups: set[int | None] = {_number(mine[3]) if len(mine) > 3 else 0} if mine else {0}  # without: group 0
     if group:
         groups = {_number(group)}
-    for line in kept.get(GROUP, b"").decode(errors="replace").splitlines():
-        parts = line.split(":")
+    for parts in _table(kept.get(GROUP, b"")):
         if len(parts) > 3 and (group == parts[0] or (mine and not group and mine[0] in parts[3].split(","))):
             groups.add(_number(parts[2]))
     return _User(_number(number), frozenset(each for each in groups if each is not None))
 
 
+def _table(raw: bytes) -> list[list[str]]:
+    """Return the fields of the lines of passwd or group, as engines read them."""
+    lines = (line.strip() for line in raw.decode(errors="replace").split("\n"))
+    return [line.split(":") for line in lines if line]
+
+
 def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"[0-9]{1,10}", text, re.ASCII) else None
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,10}", text, re.ASCII) else None
 
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -244,7 +282,7 @@ def _kept(layers: Sequence[LayerFacts]) -> dict[str, bytes]:
         kept = {
             path: content
             for path, content in kept.items()
-            if not any(is_below(path, top) for top in layer.hidden)
+            if not is_hidden(path, layer.hidden | layer.replaced)
         }
         kept |= layer.kept
     return kept
@@ -257,7 +295,7 @@ def _baked(raw: bytes | None) -> dict[str, tuple[int, str]] | None:
     try:
         files = json.loads(raw)["files"]
         return {str(each["path"]): (int(each["size"]), str(each["sha256"])) for each in files}
-    except (ValueError, RecursionError, KeyError, TypeError):
+    except (ValueError, OverflowError, RecursionError, KeyError, TypeError):
         return None
 
 

@@ -19,25 +19,18 @@ from typing import Any
 from modelbake.audit.content import Content, Hit
 from modelbake.audit.documents import shown_name
 from modelbake.audit.tokens import Canaries, find_tokens
-from modelbake.imagetar import unpacked, whiteout
+from modelbake.imagetar import is_below, unpacked, whiteout
+from modelbake.layertar import has_content, members_of, opened, padding
 from modelbake.stream.layers import ROOT
 
 MANIFEST, PASSWD, GROUP = "modelbake/manifest.json", "etc/passwd", "etc/group"
 _KEPT = {MANIFEST: 64 << 20, PASSWD: 1 << 20, GROUP: 1 << 20}  # bytes of small files that judging reads
+_ABOVE_KEPT = frozenset(posixpath.dirname(path) for path in _KEPT)
 _PACKAGE_DATABASES = ("var/lib/dpkg/status", "lib/apk/db/installed", "usr/lib/sysimage/rpm/rpmdb.sqlite")
 _PIECE = 1 << 20  # bytes
 _BLOCK = 512
-_LARGEST_HEADER = 4 << 20  # bytes of a tar header; it is read at once
-_LARGEST_SPARSE = 1 << 30  # bytes; a hole has no bytes, and could be read for ever
 _MOST_OF_A_RULE = 100  # places of one rule in one layer that are named; all are counted
 _CAPABILITIES = "SCHILY.xattr.security.capability"
-_LONG_HEADERS = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
 
 
 @dataclass(frozen=True)
@@ -68,6 +61,8 @@ class LayerFacts:
 
     `hidden`: what it takes away of the layers below it; `kept`: small files that judging reads; `packages`:
     it changes the database of a distribution's packages; `files` and `size` (bytes) count what was read.
+    `replaced`: small files, or folders of theirs, in whose place it puts what is not judged; `folders`: those
+    in which its entries are; `links`: where its symbolic links lead, as paths, by theirs.
     """
 
     files: int = 0
@@ -77,6 +72,9 @@ class LayerFacts:
     hidden: frozenset[str] = frozenset()
     kept: Mapping[str, bytes] = field(default_factory=dict)
     packages: bool = False
+    replaced: frozenset[str] = frozenset()
+    folders: frozenset[str] = frozenset()
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,8 @@ class LayerReader:
     def _tar(self, stream: _Again) -> LayerFacts:
         facts = _Gathered()
         file: Any = stream  # tarfile reads it, and asks for nothing else
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_PIECE, tarinfo=_Member) as archive:
-            for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one of them
+        with opened(file) as archive:
+            for member in members_of(archive):
                 self._entry(archive, member, facts)
             # Readers differ in where a tar ends: whatever is behind that is read as well.
             rest = _Rest(archive.fileobj)
@@ -132,11 +129,11 @@ class LayerReader:
         weight = path == ROOT or path.startswith(f"{ROOT}/")
         linked = member.islnk() and _normal(member.linkname).startswith(f"{ROOT}/")
         sha256 = hashlib.sha256() if weight else None
-        if member.isfile():
-            if member.issparse() and member.size > _LARGEST_SPARSE:
-                facts.add(Seen("unreadable", path, f"a file with holes, of {member.size:,} bytes"))
-            else:
-                self._file(archive, member, path, sha256, facts)
+        facts.replaced_by(path, member)
+        if has_content(member):
+            if not member.isfile():
+                facts.add(Seen("unreadable", path, f"an entry of an unknown kind, {member.type!r}"))
+            self._file(archive, member, path, sha256, facts)
         if weight or linked:
             digest = sha256.hexdigest() if sha256 and member.isfile() else ""
             facts.weights[path] = Entry(
@@ -145,7 +142,8 @@ class LayerReader:
 
     def _names(self, path: str, member: tarfile.TarInfo, facts: _Gathered) -> str:
         """Look for secrets in what a header says; return the path as it may be repeated."""
-        said = "\n".join((member.name, member.linkname, *map(str, member.pax_headers.values())))
+        more = (str(each) for pair in member.pax_headers.items() for each in pair)
+        said = "\n".join((member.name, member.linkname, member.uname, member.gname, *more))
         raw = said.encode(errors="surrogateescape")
         found = {match.rule for match in (*find_tokens(raw), *self.canaries.find(raw))}
         if found and shown_name(path) == path and not any(self.canaries.find(path.encode(errors="replace"))):
@@ -172,8 +170,12 @@ class LayerReader:
             size, hits = self._through(stream, sha256, kept)
         facts.size += size
         facts.hits(path, hits)
-        if kept is not None:
+        if kept is not None and member.isfile():
             facts.kept[path] = b"".join(kept)
+            facts.replaced.discard(path)
+        if (behind := padding(archive, member)).strip(b"\0"):
+            for match in (*find_tokens(behind), *self.canaries.find(behind)):
+                facts.add(Seen(match.rule, path, "behind its end", member.size + match.start))
 
     def _through(
         self, stream: Any, sha256: Any, kept: list[bytes] | None = None, copy: Any = None
@@ -204,6 +206,21 @@ class _Gathered:
     hidden: set[str] = field(default_factory=set)
     kept: dict[str, bytes] = field(default_factory=dict)
     packages: bool = False
+    replaced: set[str] = field(default_factory=set)
+    folders: set[str] = field(default_factory=set)
+    links: dict[str, str] = field(default_factory=dict)
+
+    def replaced_by(self, path: str, member: tarfile.TarInfo) -> None:
+        """Note what an entry does to paths of lower layers: it stands in the place of what was there."""
+        self.folders.add(posixpath.dirname(path))
+        if member.issym():
+            target = posixpath.join("/", posixpath.dirname(path), member.linkname)
+            self.links[path] = _normal(target)
+        else:
+            self.links.pop(path, None)
+        if path in _KEPT or (path in _ABOVE_KEPT and not member.isdir()):
+            self.kept = {each: raw for each, raw in self.kept.items() if not is_below(each, path)}
+            self.replaced.add(path)
 
     def add(self, seen: Seen) -> None:
         self.counts[seen.rule] += 1
@@ -226,16 +243,10 @@ class _Gathered:
             frozenset(self.hidden),
             self.kept,
             self.packages,
+            frozenset(self.replaced),
+            frozenset(self.folders),
+            self.links,
         )
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose header is not larger than any real one: the header is read into memory."""
-
-    def _proc_member(self, archive: Any) -> Any:
-        if self.type in _LONG_HEADERS and self.size > _LARGEST_HEADER:
-            raise tarfile.ReadError(f"a tar header of {self.size:,} bytes")
-        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 class _Again:

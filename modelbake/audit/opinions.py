@@ -37,6 +37,20 @@ def opinions() -> Callable[[Any, str], list[str]]:
         ) from error
     logging.getLogger("picklescan").setLevel(logging.CRITICAL)  # its words are for its own command
 
+    def fickling_of(name: str, pickled: bytes | None) -> list[str]:
+        if pickled is None:
+            return [f"fickling is not given {name}: it is larger than {_LARGEST:,} bytes"]
+        try:
+            worst = max(
+                (check_safety(each).severity for each in StackedPickle.load(io.BytesIO(pickled))),
+                key=lambda severity: int(severity.severity),
+            )
+        except Exception as error:  # as below
+            return [f"fickling cannot read {name} ({type(error).__name__})"]
+        if worst > Severity.LIKELY_SAFE:
+            return [f"fickling calls {name} {worst.name.lower().replace('_', ' ')}"]
+        return []
+
     def look(file: Any, path: str) -> list[str]:
         said = []
         suffix = posixpath.splitext(path)[1].lower()
@@ -51,20 +65,10 @@ def opinions() -> Callable[[Any, str], list[str]]:
             if scanned.issues_count or scanned.suspicious_count or scanned.scan_err:
                 named = f": {', '.join(sorted(worst)[:3])}" if worst else " (it cannot be read to its end)"
                 said.append(f"picklescan objects{named}")
-        for name, pickled in _pickles(file):
-            if pickled is None:
-                said.append(f"fickling is not given {name}: it is larger than {_LARGEST:,} bytes")
-                continue
-            try:
-                worst_of = max(
-                    (check_safety(each).severity for each in StackedPickle.load(io.BytesIO(pickled))),
-                    key=lambda severity: int(severity.severity),
-                )
-            except Exception as error:  # as above
-                said.append(f"fickling cannot read {name} ({type(error).__name__})")
-            else:
-                if worst_of > Severity.LIKELY_SAFE:
-                    said.append(f"fickling calls {name} {worst_of.name.lower().replace('_', ' ')}")
+        try:
+            said += (objection for each in _pickles(file) for objection in fickling_of(*each))
+        except Exception as error:  # as above; whoever wrote the archive wrote what is in its way
+            said.append(f"its archive cannot be read ({type(error).__name__})")
         return said
 
     return look

@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 
 HEAD = 8192  # bytes of a beginning that are looked at
 _MOST_OPCODES = 4096  # of one pickle that are followed
-_MOST_TEXTS = 64  # places of a head that are followed
+_MOST_LONG = 100_000  # of one that begins a file and has no header
+_MOST_TEXTS = 128  # places of a head that are followed
 
 _HEADER = re.compile(rb"\x80[\0-\x05]")
 _NAME = r"[A-Za-z_][\w.]*"
 _IMPORTED = re.compile(rf"{_NAME} {_NAME}", re.ASCII)
 _WORD = re.compile(rf"{_NAME}|<\w+>", re.ASCII)
-_TEXT_IMPORT = re.compile(rb"[ci][A-Za-z_][\w.]{0,200}\n[A-Za-z_][\w.]{0,200}\n")
+# Looks ahead: what is before an import may end with one of its letters.
+_TEXT_IMPORT = re.compile(rb"(?=[ci][A-Za-z_][\w.]{0,200}\n[A-Za-z_][\w.]{0,200}\n)")
 _STRINGS = re.compile(rb"[\x8cXUV]")
 _BYTES_NAME = re.compile(rb"[A-Za-z_][\w.]*")
 _LONGEST_NAME = 200  # bytes
@@ -57,12 +59,13 @@ class _Walk:
     stopped: int = 0
 
 
-def at_start(head: bytes, *, whole: bool) -> str | None:
+def at_start(head: bytes, *, whole: bool, prefix: bool = True) -> str | None:
     """Return what pickle a file begins with, or has after a short prefix; None where there is none.
 
     Args:
         head: the first bytes of the file, up to HEAD of them.
         whole: they are all of it.
+        prefix: look for one after a prefix as well.
     """
     if head.startswith(_NUMPY):
         return "a NumPy array of objects" if _NUMPY_OBJECTS.search(head[:4096]) else None
@@ -75,7 +78,17 @@ def at_start(head: bytes, *, whole: bool) -> str | None:
     container = walk.first in _STARTS and walk.opcodes >= 4 and walk.end == "stop"
     if (walk.imports and (walk.calls or ends_here)) or container:
         return f"a pickle without a header{_named(walk)}"
-    return _after_prefix(head, whole=whole)
+    return _after_prefix(head, whole=whole) if prefix else None
+
+
+def long_start(buffer: bytes, *, whole: bool) -> tuple[str | None, bool]:
+    """Follow a pickle without a header beyond HEAD; False where it goes on for longer than is followed."""
+    if _walk(buffer[:HEAD], 0, whole=False).end not in ("cut", "long"):
+        return None, True
+    walk = _walk(buffer, 0, whole=whole, most=_MOST_LONG)
+    if walk.imports and walk.calls:
+        return f"a pickle without a header{_named(walk)}", True
+    return None, walk.end != "long"
 
 
 def _after_prefix(head: bytes, *, whole: bool) -> str | None:
@@ -154,16 +167,18 @@ class Inside:
                 yield header.start(), f"a pickle of protocol {buffer[header.start() + 1]}{_named(walk)}"
 
 
-def _walk(buffer: bytes, start: int, *, whole: bool, plausible: bool = False) -> _Walk:
+def _walk(
+    buffer: bytes, start: int, *, whole: bool, plausible: bool = False, most: int = _MOST_OPCODES
+) -> _Walk:
     """Disassemble from `start`; `plausible`: imports of impossible names end it, as no opcode does."""
     walk = _Walk()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pickletools decodes escapes that Python would complain of
-        _follow(walk, buffer, start, whole=whole, plausible=plausible)
+        _follow(walk, buffer, start, whole=whole, plausible=plausible, most=most)
     return walk
 
 
-def _follow(walk: _Walk, buffer: bytes, start: int, *, whole: bool, plausible: bool) -> None:
+def _follow(walk: _Walk, buffer: bytes, start: int, *, whole: bool, plausible: bool, most: int) -> None:
     stream = io.BytesIO(buffer)  # shares the bytes
     stream.seek(start)
     words: list[str] = []
@@ -188,7 +203,7 @@ def _follow(walk: _Walk, buffer: bytes, start: int, *, whole: bool, plausible: b
             elif isinstance(argument, str) and _WORD.fullmatch(argument):
                 words.append(argument)
             walk.calls += opcode.name in _CALLS and not (opcode.name in _WITH_TUPLE and top in _NO_TUPLE)
-            if walk.opcodes == _MOST_OPCODES:
+            if walk.opcodes == most:
                 walk.end = "long"
                 return
         walk.end, walk.stopped = "stop", stream.tell()

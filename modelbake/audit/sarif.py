@@ -55,16 +55,19 @@ def as_sarif(findings: Findings) -> dict[str, Any]:
 
 def _result(each: Finding, index: int) -> dict[str, Any]:
     where = f" (layer {each.layer})" if each.layer else ""
-    physical: dict[str, Any] = {"artifactLocation": {"uri": quote(each.path or "image", safe="/")}}
+    physical: dict[str, Any] = {
+        "artifactLocation": {"uri": quote(each.path or "image", safe="/", errors="replace")}
+    }
     if each.offset >= 0:
         physical["region"] = {"byteOffset": each.offset, "byteLength": 0}
     # The same finding of the next version of an image is the same alert: neither layer nor offset counts.
     fingerprint = hashlib.sha256(f"{each.rule.id}\0{each.path}".encode(errors="replace")).hexdigest()
+    said = f"{each.path or 'the image'}: {each.message}{where}. To do: {each.rule.remedy}"
     return {
         "ruleId": each.rule.id,
         "ruleIndex": index,
         "level": each.rule.severity,
-        "message": {"text": f"{each.path or 'the image'}: {each.message}{where}. To do: {each.rule.remedy}"},
+        "message": {"text": said.encode(errors="replace").decode()},
         "locations": [{"physicalLocation": physical}],
         "partialFingerprints": {"modelbake/v1": fingerprint},
     }

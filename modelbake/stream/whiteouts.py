@@ -10,13 +10,12 @@ Source: https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteout
 from __future__ import annotations
 
 import gzip
-import tarfile
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from modelbake.errors import RegistryError
-from modelbake.imagetar import as_file
+from modelbake.imagetar import UNREADABLE, as_file
+from modelbake.layertar import members_of, opened
 from modelbake.stream.layers import ROOT
 
 _OPAQUE = ".wh..wh..opq"
@@ -55,12 +54,11 @@ def names_of(pieces: Iterator[bytes], media_type: str, subject: str) -> Iterator
             yield from _names(raw)
         while raw.read(1 << 20):  # to its end, so that the digest of all of it is compared
             pass
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
+    except UNREADABLE as error:
         raise RegistryError(f"a layer is no readable tar ({error})", subject=subject) from error
 
 
 def _names(stream: Any) -> Iterator[str]:
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        for member in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # else it remembers every one of them
+    with opened(stream) as archive:
+        for member in members_of(archive):
             yield member.name

@@ -249,6 +249,8 @@ def test_a_helpers_token_user_means_an_identity_token(tmp_path: Path) -> None:
     [
         ("echo the vault is sealed; exit 3", "failed with status 3: the vault is sealed"),
         ("echo to stderr >&2; exit 1", "failed with status 1: to stderr"),
+        ("echo refused dckr_0123456789abcdefghij; exit 1", r"failed with status 1: refused \*\*\*"),
+        ('echo \'{"Secret":"short"}\'; exit 1', "failed with status 1: .what it said is not shown"),
         ("exit 1", "it said nothing"),
         (f"echo {PASSWORD}", "did not answer JSON"),
         (f'echo \'{{"Secret": "{PASSWORD}"}}\'', "did not answer JSON"),

@@ -5,8 +5,10 @@ They are put together opcode by opcode, because pickle itself writes none of the
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import pickle
 import struct
 import tarfile
@@ -74,6 +76,31 @@ NUMPY = (
     + STACK_GLOBAL
 )
 
+
+def disguised_in_zip(method: int) -> bytes:
+    """Return an archive whose local header lies; readers believe the directory at its end."""
+    archive = bytearray(zipped("notes.txt", GLOBAL + b"\n" * 99, method))
+    header = archive.rfind(b"PK\x03\x04")
+    archive[header + 4], archive[header + 8] = 255, 0
+    return bytes(archive)
+
+
+def far_in_zip() -> bytes:
+    """Return an archive with 60 KB between a header and what it is of, where a stream is cut."""
+    archive = zipped("notes.txt", GLOBAL + b"\n" * 99, zipfile.ZIP_DEFLATED)
+    header = archive.rfind(b"PK\x03\x04", 0, archive.find(b"PK\x01\x02"))
+    name = header + 30 + int.from_bytes(archive[header + 26 : header + 28], "little")
+    extra = (60_000).to_bytes(2, "little")
+    return (
+        bytes(1 << 20)
+        + archive[: header + 28]
+        + extra
+        + archive[header + 30 : name]
+        + bytes(60_000)
+        + archive[name:]
+    )
+
+
 HOSTILE = {
     "protocol 0": pickle.dumps(_Calls(), 0),
     "protocol 1": pickle.dumps(_Calls(), 1),
@@ -112,6 +139,16 @@ HOSTILE = {
     "joblib, old": b"ZF0x12      " + zlib.compress(STACK_GLOBAL),
     "NumPy objects": NUMPY,
     "NumPy objects in an archive": zipped("arr_0.npy", NUMPY),
+    "packed by bzip2 in a zip": zipped("notes.txt", GLOBAL, zipfile.ZIP_BZIP2),
+    "packed by lzma in a zip": zipped("notes.txt", GLOBAL, zipfile.ZIP_LZMA),
+    "deflated, and said to be stored": disguised_in_zip(zipfile.ZIP_DEFLATED),
+    "packed by lzma, and said to be stored": disguised_in_zip(zipfile.ZIP_LZMA),
+    "in a zip, far from its header": far_in_zip(),
+    "in the second part of gzip": gzip.compress(b"nothing") + gzip.compress(GLOBAL),
+    "in the second part of bzip2": bz2.compress(b"nothing") + bz2.compress(GLOBAL),
+    "in the second part of xz": lzma.compress(b"nothing") + bytes(4) + lzma.compress(GLOBAL),
+    "no header, the call after 20 KB": b"S'" + b"a" * 20_000 + b"'\n0" + GLOBAL,
+    "no header, the call after 9,000 others": b"N0" * 9000 + GLOBAL,
     "after a picture's header": b"GIF89a\x01\0\x01\0" + STACK_GLOBAL,
     "after a text": b"# the weights\n\n" + GLOBAL,
     "broken, after a text": b"# the weights\n\n" + BROKEN,
