@@ -30,7 +30,6 @@ from modelbake.release.choosing import (
 )
 from modelbake.release.documents import SBOM_TYPE, keep_documents
 from modelbake.release.provenance import PROVENANCE_TYPE
-from modelbake.release.signing import Signing
 from modelbake.release.weightsignature import sign_weights
 from modelbake.report import find_report
 from modelbake.reportstore import REPORT_TYPE, is_about, keep_report, kept_reports
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from modelbake.manifest import Manifest
     from modelbake.output import Output
     from modelbake.plan import BuildPlan
+    from modelbake.release.signing import Signing
     from modelbake.report import Report
     from modelbake.stream.repository import RegistryRepository
     from modelbake.workspace import Workspace
@@ -134,6 +134,7 @@ def release(
     asked: str,
     output: Output,
     digest: str | None = None,
+    signer: Signing | None = None,
     documents: Sequence[Step] = DOCUMENTS,
     signing: Sequence[Step] = SIGNING,
 ) -> ReleasedImage:
@@ -147,6 +148,7 @@ def release(
         asked: what the model declares for its smoke run now (`report.asked_of`).
         output: where progress goes.
         digest: the image, where several could be meant.
+        signer: how it is signed; None: not at all.
         documents: what is attached to it before the version tag.
         signing: what signs its digest then.
 
@@ -171,9 +173,8 @@ def release(
     aliases = aliases_to_move(plan.version, versions)
     for alias in aliases:
         require_ours(repository, alias, versions, manifest)
-    signer, before = None, []
-    if (entry := workspace.config.signing) is not None:
-        signer = Signing.of(entry, workspace.file.parent, output)
+    before = []
+    if signer is not None:
         signer.prepare(repository, manifest)
         before = attachments(repository, manifest)
     attached = frozenset(each.digest for each in before)
