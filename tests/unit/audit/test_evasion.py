@@ -273,14 +273,14 @@ def test_xz_that_would_fill_the_memory_is_not_unpacked() -> None:
     assert content_rules(big) == {"unreadable"}
     assert content_rules(lzma.compress(b"x", preset=9)) == set()
     with pytest.raises(lzma.LZMAError):
-        unpacked(io.BufferedReader(io.BytesIO(big))).read()  # type: ignore[arg-type]
+        unpacked(io.BufferedReader(io.BytesIO(big))).read()
 
 
 def test_layers_of_xz_are_read_part_by_part() -> None:
     parts = lzma.compress(b"a" * 3_000_000) + bytes(8) + lzma.compress(b"b")
-    assert unpacked(io.BufferedReader(io.BytesIO(parts))).read() == b"a" * 3_000_000 + b"b"  # type: ignore[arg-type]
+    assert unpacked(io.BufferedReader(io.BytesIO(parts))).read() == b"a" * 3_000_000 + b"b"
     with pytest.raises(EOFError):
-        unpacked(io.BufferedReader(io.BytesIO(parts[:-9]))).read()  # type: ignore[arg-type]
+        unpacked(io.BufferedReader(io.BytesIO(parts[:-9]))).read()
 
 
 def test_many_whiteouts_are_asked_as_each_of_them_would_be() -> None:
