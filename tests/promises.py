@@ -30,6 +30,7 @@ PROMISES = {
     "token-leak": "no token is in an image, a log, an error, an argument or a child process",
     "commit": "no secret is committed",
     "access": "no registry credential goes to another host, or over plain HTTP unless named",
+    "signature": "nothing counts as signed whose digest the owner of the key has not signed",
     "start": "no changed weights are served",
     "run-time": "a server needs no root, no writable root file system, no capability and no network",
 }

@@ -169,6 +169,7 @@ def test_verify_takes_bundles_as_cosign_3_writes_them(shop: Shop, tmp_path: Path
     assert shop.checks("tiny")["signature"] == "ok"
 
 
+@pytest.mark.promise("signature")
 def test_signatures_of_others_and_of_other_images_are_refused(shop: Shop, others: Keys) -> None:
     sign = ["sign", "--tlog-upload=false", "--yes", f"--key={others.private}", shop.reference]
     others.cosign(*sign, config=shop.config)
