@@ -195,7 +195,7 @@ def test_a_key_that_is_not_the_public_ones_is_found_before_anything_is_written(
 ) -> None:
     for environment, said in (
         ({"MODELBAKE_SIGNING_KEY": str(others.private)}, "another public key"),
-        ({"COSIGN_PASSWORD": "wrong-password"}, "is COSIGN_PASSWORD"),
+        ({"COSIGN_PASSWORD": f"not {PASSWORD}"}, "is COSIGN_PASSWORD"),
         ({"COSIGN_PASSWORD": None}, "is COSIGN_PASSWORD"),
     ):
         ran = shop.run("sign", "tiny", **environment)
