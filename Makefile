@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REFERENCE := $(VENV)/.reference
 
-.PHONY: setup demo test check clean pins schema bench faults
+.PHONY: setup demo test story check clean pins schema bench faults
 
 setup: $(STAMP) ## the toolkit's own packages, in .venv
 
@@ -15,6 +15,9 @@ demo: $(STAMP) ## a private model -> verified, smoke-tested image in a password-
 test: $(STAMP) $(REFERENCE) ## every test; starts the engine and the registry that the integration tests need
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit
 	$(BIN)/python -m pytest tests/integration
+
+story: $(STAMP) $(REFERENCE) ## README's releases on a real registry: promoted, rolled back, lost and restored
+	$(BIN)/python -m pytest -s tests/integration/test_release_story.py $(ARGS)
 
 faults: $(STAMP) $(REFERENCE) ## every fault against every promise, as a table and bench/faults.json
 	$(BIN)/python -m tests.fault_matrix $(ARGS)

@@ -31,6 +31,7 @@ PROMISES = {
     "commit": "no secret is committed",
     "channel": "a channel names a released version, the old or the new, whatever fails or happens at once",
     "access": "no registry credential goes to another host, or over plain HTTP unless named",
+    "signature": "nothing counts as signed whose digest the owner of the key has not signed",
     "start": "no changed weights are served",
     "run-time": "a server needs no root, no writable root file system, no capability and no network",
 }
