@@ -30,7 +30,7 @@ from modelbake.workspace import Workspace
 VERBS = (
     *("check", "lock", "plan", "render", "build", "smoke", "push", "publish", "release"),
     *("size", "audit", "history", "compare", "sbom", "sign", "verify"),
-    *("promote", "rollback", "channels", "incident", "backup", "restore", "doctor"),
+    *("promote", "rollback", "channels", "incident", "backup", "restore", "prune", "doctor"),
 )
 
 

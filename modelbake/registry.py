@@ -12,13 +12,20 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from modelbake.errors import ReadBackMismatch, RegistryAuthError, RegistryError, RegistryUnavailable
+from modelbake.errors import (
+    DeleteRefused,
+    ReadBackMismatch,
+    RegistryAuthError,
+    RegistryError,
+    RegistryUnavailable,
+)
 from modelbake.manifest import MEDIA_TYPES, Manifest
 from modelbake.registryhttp import RegistryConnection
 from modelbake.registryreply import Reply, document_of, next_page, said
 
 _PUT_TURNS = 3
 _MOST_PAGES = 1000
+_NO_DELETE = (400, 405, 409, 412, 501)  # 405 by the specification; immutable tags are refused with others
 _NO_SUCH_ROUTE = (400, 404, 405)  # 404 by the specification; older registries answer the others as well
 
 
@@ -65,6 +72,38 @@ class Registry(RegistryConnection):
         """Store the manifest's very bytes under a tag; return their digest."""
         self._put(repository, tag, manifest)
         return manifest.digest
+
+    def delete_manifest(self, repository: str, digest: str) -> None:
+        """Delete a manifest, and with it all tags that name it; one that is not there is deleted already.
+
+        Raises DeleteRefused where the registry does not do that, or not for these credentials; the blobs stay
+        until it collects its garbage.
+        """
+        subject = f"{self.host}/{repository}@{digest}"
+        try:
+            reply = self.ask(
+                "DELETE",
+                f"/v2/{repository}/manifests/{digest}",
+                scope=f"repository:{repository}:pull,delete",
+            )
+        except RegistryAuthError as error:
+            raise DeleteRefused(
+                f"these credentials may not delete here: {error.message}",
+                subject=subject,
+                hint="give the account that prunes the right to delete; releases need none",
+            ) from error
+        if reply.status in _NO_DELETE:
+            raise DeleteRefused(
+                f"the registry does not delete ({said(reply)})",
+                subject=subject,
+                hint="allow it there (CNCF distribution: `storage: delete: enabled: true`; others: the"
+                " repository's rules on immutable tags), or let the registry's own retention expire"
+                " candidate-* tags",
+            )
+        if reply.status not in (200, 202, 204, 404):
+            raise self._refused(reply, "would not delete the manifest", subject)
+        if self.manifest(repository, digest) is not None:
+            raise DeleteRefused("the registry says that it is deleted, and still has it", subject=subject)
 
     def put_referrer(self, repository: str, manifest: Manifest) -> bool:
         """Store a manifest that names a `subject`; tell whether the registry lists it by itself from now on.

@@ -168,8 +168,9 @@ def audit_image(
     image = RepositoryImage(repository, manifest.digest)
     output.event("audit_started", f"reading all of {image.name}", digest=manifest.digest)
     findings = audit(image, expected, on_layer=told)
-    for line in in_words(findings):
-        output.event("audit", line, level="info" if findings.passed else "warning")
+    lines = in_words(findings)
+    for line in lines[-1:] if findings.passed else lines:
+        output.event("audited", line, level="info" if findings.passed else "warning")
     if not findings.passed:
         rules = ", ".join(dict.fromkeys(each.rule.id for each in findings.failing))
         raise AuditFailed(

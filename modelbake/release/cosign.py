@@ -1,8 +1,8 @@
 """The cosign program: found, and run such that it learns no more than it needs.
 
 It gets an environment of its own, the credentials of one registry in a private Docker configuration that is
-gone afterwards, and a key's password on its standard input: in no argument, no environment and on no disk. What
-it needs for a key in a cloud, or for an identity of a CI job, it gets only where such a one is meant.
+gone afterwards, and a key's password on its standard input: in no argument, no environment and on no disk.
+What it needs for a key in a cloud, or for an identity of a CI job, it gets only where such a one is meant.
 
 What a version of it can do is read from its own help: distributions build it without a version number.
 

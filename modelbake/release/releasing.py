@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from modelbake.regression import Gate
 from modelbake.release.aliases import aliases_to_move, move_alias, require_ours
-from modelbake.release.audits import audit_image, keep_audit
+from modelbake.release.attachments import attachments
+from modelbake.release.audits import AUDIT_TYPE, audit_image, keep_audit
 from modelbake.release.choosing import (
     Wanted,
     choose_report,
@@ -27,15 +28,18 @@ from modelbake.release.choosing import (
     require_whole,
     tag_of,
 )
-from modelbake.release.documents import keep_documents
+from modelbake.release.documents import SBOM_TYPE, keep_documents
+from modelbake.release.provenance import PROVENANCE_TYPE
+from modelbake.release.weightsignature import sign_weights
 from modelbake.report import find_report
-from modelbake.reportstore import is_about, keep_report, kept_reports
+from modelbake.reportstore import REPORT_TYPE, is_about, keep_report, kept_reports
 from modelbake.versiontag import released_versions
 
 if TYPE_CHECKING:
     from modelbake.manifest import Manifest
     from modelbake.output import Output
     from modelbake.plan import BuildPlan
+    from modelbake.release.signing import Signing
     from modelbake.report import Report
     from modelbake.stream.repository import RegistryRepository
     from modelbake.workspace import Workspace
@@ -45,7 +49,8 @@ if TYPE_CHECKING:
 class Releasing:
     """An image that may be released, while that goes on.
 
-    `report`: the one that lets it; `kept`: it is beside the image already.
+    `report`: the one that lets it; `kept`: it is beside the image already. `signing`: how it is signed,
+    None where models.yaml asks for no signature; `before`: digests of what was attached when that began.
     """
 
     workspace: Workspace
@@ -55,6 +60,8 @@ class Releasing:
     report: Report
     kept: bool
     output: Output
+    signing: Signing | None = None
+    before: frozenset[str] = frozenset()
 
 
 Step = Callable[[Releasing], None]
@@ -88,7 +95,24 @@ def attach_documents(image: Releasing) -> None:
 
 
 DOCUMENTS: Sequence[Step] = (attach_audit, attach_report, attach_documents)
-SIGNING: Sequence[Step] = ()
+
+
+def sign_image(image: Releasing) -> None:
+    """Sign the image's digest, its weights, and the documents that this release has attached; see `signing:`.
+
+    A document that was there before is not signed: whoever may push could have put it there.
+    """
+    if image.signing is None:
+        return
+    image.signing.sign(image.repository, image.manifest)
+    sign_weights(image.repository, image.manifest, image.signing)
+    for each in attachments(image.repository, image.manifest):
+        if each.artifact_type in _SIGNED and each.digest not in image.before:
+            image.signing.sign(image.repository, each.manifest)
+
+
+SIGNING: Sequence[Step] = (sign_image,)
+_SIGNED = (REPORT_TYPE, AUDIT_TYPE, SBOM_TYPE, PROVENANCE_TYPE)
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,7 @@ def release(
     asked: str,
     output: Output,
     digest: str | None = None,
+    signer: Signing | None = None,
     documents: Sequence[Step] = DOCUMENTS,
     signing: Sequence[Step] = SIGNING,
 ) -> ReleasedImage:
@@ -123,6 +148,7 @@ def release(
         asked: what the model declares for its smoke run now (`report.asked_of`).
         output: where progress goes.
         digest: the image, where several could be meant.
+        signer: how it is signed; None: not at all.
         documents: what is attached to it before the version tag.
         signing: what signs its digest then.
 
@@ -131,6 +157,7 @@ def release(
         ReportMissing: no passing report about it, or none of a GPU where that is asked for.
         PerformanceRegressed: it is a candidate, and worse than tolerated.
         AuditFailed: something must not be in it.
+        SigningFailed, SignatureError: it cannot be signed as models.yaml says.
         RegistryError and its subclasses: it is not known to be released.
     """
     wanted = Wanted(plan.name, plan.version, plan.locked.digest, plan_digest)
@@ -146,7 +173,12 @@ def release(
     aliases = aliases_to_move(plan.version, versions)
     for alias in aliases:
         require_ours(repository, alias, versions, manifest)
-    image = Releasing(workspace, plan, repository, manifest, report, kept, output)
+    before = []
+    if signer is not None:
+        signer.prepare(repository, manifest)
+        before = attachments(repository, manifest)
+    attached = frozenset(each.digest for each in before)
+    image = Releasing(workspace, plan, repository, manifest, report, kept, output, signer, attached)
     for step in (*documents, *signing):
         step(image)
     tag_of(repository, plan.version, manifest).put(manifest)

@@ -2,13 +2,13 @@
 
 Two forms are read, both of cosign's:
 
-    tag sha256-HEX.sig   a manifest whose layers are "simple signing" documents that name the image's digest;
-                         each layer's signature is an annotation of it. By cosign 1 and 2, and 3 if asked
-    referrers            Sigstore bundles: a DSSE envelope of an in-toto statement about the digest. By cosign 3
+    tag sha256-HEX.sig   by cosign 1 and 2, and 3 if asked: a manifest whose layers are "simple signing"
+                         documents that name the image's digest; each one's signature is an annotation
+    referrers            by cosign 3: bundles with a DSSE envelope of an in-toto statement about the digest
 
 Whoever may push to the repository may put anything there. So what cannot be read is passed over, and one
-valid signature by the key is enough. `docker-reference` in the payload is not compared: an image that was copied to
-another registry, signatures included, stays signed.
+valid signature by the key is enough. `docker-reference` in the payload is not compared: an image that was
+copied to another registry, signatures included, stays signed.
 
 Sources: https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md and BUNDLE_SPEC.md,
 https://github.com/containers/image/blob/main/docs/containers-signature.5.md,
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelbake.errors import RegistryAuthError, RegistryError, RegistryUnavailable, SignatureError
 from modelbake.manifest import Manifest
-from modelbake.referrers import read, referrers, referrers_tag
+from modelbake.referrers import EMPTY, read, referrers, referrers_tag
 from modelbake.release.publickey import PublicKey, envelope_content
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def kept_signatures(repository: RegistryRepository, manifest: Manifest) -> Itera
     found = repository.manifest(signature_tag(manifest.digest))
     if found is not None and not found.is_index:
         yield from _simple(repository, found)
-    for referrer in referrers(repository, manifest, BUNDLE)[:_MOST]:
+    # Where a registry keeps no such lists, cosign writes the type of the empty configuration into its own.
+    listed = (*referrers(repository, manifest, BUNDLE), *referrers(repository, manifest, EMPTY))
+    for referrer in listed[:_MOST]:
         try:
             raw = read(repository, manifest, referrer.digest, BUNDLE, _LARGEST)
         except (RegistryUnavailable, RegistryAuthError):

@@ -96,6 +96,11 @@ class Signing:
                 return
         self._verify_by_program(repository, manifest)
 
+    def prepare(self, repository: RegistryRepository, manifest: Manifest) -> None:
+        """Find out whether `sign` has what it needs, before anything is written. Raises as `sign` does."""
+        if not self._is_signed(repository, manifest):
+            _ = self._means
+
     def sign(self, repository: RegistryRepository, manifest: Manifest) -> bool:
         """Sign a manifest of a repository; return whether it was not signed before.
 
@@ -108,7 +113,7 @@ class Signing:
         if self._is_signed(repository, manifest):
             self.output.event("signed_already", f"{subject} is signed by {self.whose}", subject=subject)
             return False
-        cosign, key, password = self._means(subject)
+        cosign, key, password = self._means
         wanted = {**_AS_BEFORE, "tlog-upload": "true" if self.log else "false", "yes": "true"}
         arguments = ["sign", *([f"--key={key}"] if key else []), *cosign.options("sign", wanted), subject]
         host = repository.registry.host
@@ -136,7 +141,7 @@ class Signing:
             raise SigningFailed(
                 "only a key whose public half is a PEM file of P-256 signs this", subject=subject
             )
-        cosign, key, password = self._means(subject)
+        cosign, key, password = self._means
         with content_file(content) as path:
             bundle = path.with_name("signature.json")
             wanted = {**_AS_BEFORE, "tlog-upload": "false", "yes": "true", "bundle": str(bundle)}
@@ -158,9 +163,10 @@ class Signing:
             return False
         return True
 
-    def _means(self, subject: str) -> tuple[Cosign, str, Secret | None]:
-        """Return program, private key ("" for none) and its password, after they are known to fit."""
-        key = _private_key(self.public_key, subject)
+    @cached_property
+    def _means(self) -> tuple[Cosign, str, Secret | None]:
+        """Program, private key ("" for none) and its password, once they are known to fit."""
+        key = _private_key(self.public_key)
         try:
             cosign = find_cosign(self.output.redactor)
         except SignatureError as error:
@@ -221,7 +227,7 @@ class Signing:
             )
 
 
-def _private_key(public_key: Path | str | None, subject: str) -> str:
+def _private_key(public_key: Path | str | None) -> str:
     """Return what cosign signs with, "" for an identity. Raises SigningFailed where that is nothing."""
     if public_key is None:
         return ""
@@ -231,7 +237,7 @@ def _private_key(public_key: Path | str | None, subject: str) -> str:
     if not named:
         raise SigningFailed(
             "no private key is named",
-            subject=subject,
+            subject=KEY,
             hint=f"set {KEY} to the file that `cosign generate-key-pair` has made, or to a KMS URI",
         )
     if _CLOUD.fullmatch(named):

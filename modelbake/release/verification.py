@@ -27,7 +27,10 @@ from modelbake.manifest import Descriptor, Manifest
 from modelbake.parallel import parallel
 from modelbake.plan import LABEL_PREFIX, LOCK_LABEL
 from modelbake.referrers import referrers
+from modelbake.release.audits import kept_audit
 from modelbake.release.baked import Baked, read_baked, read_labels
+from modelbake.release.documents import SBOM_TYPE
+from modelbake.release.provenance import PROVENANCE_TYPE
 from modelbake.release.quarantine import quarantines
 from modelbake.release.weightsignature import kept_bundle
 from modelbake.reportstore import kept_reports
@@ -43,12 +46,7 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "failed", "note", "not checked"]
 _BASE_NAME, _BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"
-_AUDIT_TYPE = "application/vnd.modelbake.audit.v1+json"
-_DOCUMENTS = {
-    "audit": _AUDIT_TYPE,
-    "sbom": "application/vnd.cyclonedx+json",
-    "provenance": "application/vnd.in-toto+json",
-}
+_DOCUMENTS = {"sbom": SBOM_TYPE, "provenance": PROVENANCE_TYPE}
 _AT_ONCE = 8
 _FOREIGN = "it is no image of this toolkit"
 
@@ -106,23 +104,23 @@ class Verification:
             "lock": self._lock,
             "weights signature": self._weights,
             "report": self._report,
+            "audit": self._audit,
             **{name: self._document(name, kind) for name, kind in _DOCUMENTS.items()},
         }
         found: list[Check] = []
         for name, step in steps.items():
-            try:
-                found += step()
-            except (RegistryUnavailable, RegistryAuthError):
-                raise
-            except (RegistryError, SignatureError) as error:
-                found.append(Check(name, "failed", error.message))
-        signed = any(each.name == "signature" and each.state == "ok" for each in found)
-        # A base's registry is asked because the image says so: of an image that anybody could have made, no.
-        if signed or self.locked is not None:
-            found += self._base()
-        else:
-            found.append(Check("base", "not checked", "what an unsigned image says of it is not followed"))
-        return [*found, *self._in_channel(found)]
+            found += self._made(name, step)
+        found += self._made("base", lambda: self._base(found))
+        return [*found, *self._made("channel", lambda: self._in_channel(found))]
+
+    def _made(self, name: str, step: Callable[[], Iterator[Check]]) -> list[Check]:
+        """Make a check; what it cannot read of the image has failed."""
+        try:
+            return list(step())
+        except (RegistryUnavailable, RegistryAuthError):
+            raise
+        except (RegistryError, SignatureError) as error:
+            return [Check(name, "failed", error.message)]
 
     @cached_property
     def image(self) -> Manifest | None:
@@ -256,17 +254,44 @@ class Verification:
         each = (f"{report.device} on {report.started_at[:10]}" for report in self.reports)
         yield Check("report", "ok", f"passed its smoke test: {', '.join(each)}")
 
+    def _audit(self) -> Iterator[Check]:
+        audit = kept_audit(self.repository, self.manifest)
+        if audit is None:
+            yield Check("audit", "not checked", "there is no clean one beside it")
+            return
+        rules = "today's rules" if audit.is_current else "rules that are not today's"
+        yield Check("audit", "ok", f"clean on {audit.created[:10]}, by {rules}{self._signed([audit.digest])}")
+
+    def _signed(self, digests: Sequence[str]) -> str:
+        """Return in words whether documents are signed as well; "" where that takes a program for each."""
+        if self.signing is None or self.signing.key is None or self.signing.log:
+            return ""
+        for digest in digests:
+            manifest = self.repository.manifest(digest)
+            try:
+                if manifest is not None:
+                    self.signing.verify(self.repository, manifest)
+                    return "; signed"
+            except SignatureError:
+                continue
+        return "; not signed itself"
+
     def _document(self, name: str, kind: str) -> Callable[[], Iterator[Check]]:
         def check() -> Iterator[Check]:
-            count = len(referrers(self.repository, self.manifest, kind))
-            if count:
-                yield Check(name, "ok", f"beside it ({kind})")
+            listed = [each.digest for each in referrers(self.repository, self.manifest, kind)]
+            if listed:
+                yield Check(name, "ok", f"beside it ({kind}){self._signed(listed)}")
             else:
                 yield Check(name, "not checked", "there is none beside it")
 
         return check
 
-    def _base(self) -> Iterator[Check]:
+    def _base(self, found: Sequence[Check]) -> Iterator[Check]:
+        # A base's registry is asked because the image says so: of an image that anybody could have made, no.
+        signed = any(each.name == "signature" and each.state == "ok" for each in found)
+        if not signed and self.locked is None:
+            yield Check("base", "not checked", "what an unsigned image says of it is not followed")
+            return
         name, digest = self.labels.get(_BASE_NAME, ""), self.labels.get(_BASE_DIGEST, "")
         try:
             base = split_reference(name)

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.goldens import read_goldens
     from modelbake.history import opened
     from modelbake.release.releasing import release
+    from modelbake.release.signing import Signing
     from modelbake.report import asked_of
 
     specs = workspace.config.select(args.names, all=args.all)
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         raise UsageError(f"--digest takes sha256: and 64 hexadecimal digits, got {quoted(args.digest)}")
     if args.digest is not None and len(specs) != 1:
         raise UsageError("--digest names the image of one model", hint="name one model")
+    entry = workspace.config.signing
+    signer = None if entry is None else Signing.of(entry, workspace.file.parent, output)
     plans = {spec.name: workspace.plan(spec) for spec in specs}
 
     def release_one(spec: ModelSpec) -> None:
@@ -58,6 +61,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 asked=asked_of(spec, read_goldens(workspace.goldens, spec.name).values),
                 output=output,
                 digest=args.digest,
+                signer=signer,
             )
         output.result(released.reference)
 

@@ -1,8 +1,8 @@
 """Verify an image in its registry: digest, content, version, signature, lock, and what is kept beside it.
 
 NAME [VERSION] is a model of models.yaml. REF is any image, NAME:TAG or NAME@sha256:...; it needs no
-models.yaml, and --public-key then says whose signature counts. Exit code 80 where a check failed; what is not checked is
-said, with the reason.
+models.yaml, and --public-key then says whose signature counts. Exit code 80 where a check failed; what is not
+checked is said, with the reason.
 """
 
 from __future__ import annotations

@@ -107,7 +107,13 @@ class Releasing:
         return f"{self.proxy.address}/{self.path}"
 
     def __call__(
-        self, image: LocalImage, *, repository: str = "", password: str = "", engine: Engine | None = None
+        self,
+        image: LocalImage,
+        *,
+        repository: str = "",
+        password: str = "",
+        engine: Engine | None = None,
+        untagged: bool = False,
     ) -> PushedImage:
         repository = repository or self.repository
         passed = report(model=self.model, version=VERSION, image_id=image.id)
@@ -127,6 +133,7 @@ class Releasing:
             require_gpu=False,
             reports=self.reports,
             output=Output(stderr=self.log),
+            untagged=untagged,
         )
 
     def direct(self) -> Registry:
@@ -186,6 +193,18 @@ def test_a_release_is_the_image_that_was_tested(
         assert registry.tags(release.path) == [VERSION, candidate, referrers_tag(released.digest)]
         assert registry.manifest(release.path, candidate) == released
     assert release.registry.password.reveal() not in release.log.getvalue()
+
+
+def test_untagged_it_keeps_the_report_and_puts_no_version_tag(release: Releasing, image: LocalImage) -> None:
+    pushed = release(image, untagged=True)
+    assert release.released() is None
+    assert pushed.tag == f"candidate-{image.id[7:19]}"
+    with release.direct() as registry:
+        assert registry.tags(release.path) == [pushed.tag, referrers_tag(pushed.digest)]
+    assert "gives it its version tag" in release.log.getvalue()
+    assert release(image).digest == pushed.digest
+    assert release.released() is not None, "control: with the tag"
+    assert release(image, untagged=True).already, "what has its tag keeps it"
 
 
 @pytest.mark.promise("tags")

@@ -20,9 +20,10 @@ from modelbake.release.signatures import signature_tag
 from modelbake.release.weightsignature import WEIGHTS_TYPE
 from modelbake.stream.repository import RegistryRepository
 from tests.integration.conftest import TestRegistry
-from tests.integration.signed import PASSWORD, WEIGHTS, Keys, locked_model, put_image
 from tests.integration.world import Ran, World
 from tests.servers.debian_programs import Programs
+from tests.servers.environment import ROOT
+from tests.servers.signed_images import PASSWORD, WEIGHTS, Keys, locked_model, put_image
 
 pytestmark = pytest.mark.engine
 
@@ -96,19 +97,53 @@ def signature_of(shop: Shop) -> dict[str, Any]:
     return shop.world.services.manifest(shop.repository.path, signature_tag(shop.manifest.digest))
 
 
-def test_plain_cosign_takes_what_sign_makes(shop: Shop, others: Keys) -> None:
+def by_one_file(shop: Shop, keys: Keys) -> tuple[int, str]:
+    command = [sys.executable, "-S", "-E", str(ROOT / "scripts/verify_image.py"), "--key", str(keys.public)]
+    done = subprocess.run(
+        [*command, f"{shop.repository.name}:1.0.0"],
+        env={"DOCKER_CONFIG": str(shop.config)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout.strip()
+
+
+def test_cosign_and_model_signing_take_what_sign_makes(shop: Shop, others: Keys, tmp_path: Path) -> None:
     verify = ["verify", "--insecure-ignore-tlog=true", shop.reference]
     unsigned = shop.keys.cosign(*verify, f"--key={shop.keys.public}", config=shop.config, check=False)
     assert unsigned.returncode != 0  # control
-    assert shop.run("sign", "tiny").ok().out.strip() == shop.reference
+    (shop.world.folder / "password").write_text(PASSWORD + "\n")
+    named = str(shop.world.folder / "password")
+    ran = shop.run("sign", "tiny", COSIGN_PASSWORD=None, MODELBAKE_SIGNING_PASSWORD_FILE=named)
+    assert ran.ok().out.strip() == shop.reference
+    started = [each for each in shop.world.children() if str(shop.keys.program) in each["command"]]
+    assert started
+    for secret in (PASSWORD, shop.world.services.password):
+        assert secret not in json.dumps(started)
     shop.keys.cosign(*verify, f"--key={shop.keys.public}", config=shop.config)
     other = shop.keys.cosign(*verify, f"--key={others.public}", config=shop.config, check=False)
     assert other.returncode != 0
-    assert shop.checks("tiny")["signature"] == "ok"
+    # A host that has neither modelbake nor cosign.
+    assert by_one_file(shop, shop.keys) == (0, shop.reference)
+    assert by_one_file(shop, others) == (1, "")
     before = signature_of(shop)
     assert "is signed by" in shop.run("sign", "tiny", "1.0.0").ok().err
     assert signature_of(shop) == before, "signed twice, it is there once"
     assert len(referrers(shop.repository, shop.manifest, WEIGHTS_TYPE)) == 1
+    bundle = shop.world.folder / "weights.sig"
+    found = shop.checks("tiny", "--weights-signature", str(bundle))
+    assert (found["signature"], found["weights signature"]) == ("ok", "ok")
+    models = tmp_path / "models"
+    for path, content in WEIGHTS.items():
+        (models / path).parent.mkdir(parents=True, exist_ok=True)
+        (models / path).write_bytes(content)
+    command = [sys.executable, "-m", "model_signing", "verify", "key", str(models)]
+    command += ["--signature", str(bundle), "--public_key", str(shop.keys.public)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (models / "model.safetensors").write_bytes(b"\7" * 69_999 + b"\6")
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0  # control
 
 
 def test_verify_takes_what_plain_cosign_makes_and_needs_no_program(shop: Shop) -> None:
@@ -154,34 +189,17 @@ def test_signatures_of_others_and_of_other_images_are_refused(shop: Shop, others
     assert shop.checks("tiny")["signature"] == "ok"
 
 
-@pytest.mark.parametrize(
-    ("environment", "said"),
-    [
-        ({"COSIGN_PASSWORD": "wrong-password"}, "is COSIGN_PASSWORD"),
-        ({"COSIGN_PASSWORD": None}, "is COSIGN_PASSWORD"),
-        ({"MODELBAKE_SIGNING_KEY": None}, "no private key is named"),
-        ({"MODELBAKE_SIGNING_KEY": "/nonexistent/cosign.key"}, "cannot be read"),
-        ({"MODELBAKE_COSIGN": "/nonexistent/cosign"}, "is no program"),
-        ({"MODELBAKE_COSIGN": None, "PATH": "/nonexistent"}, "not installed"),
-    ],
-    ids=["wrong password", "no password", "no key", "key not there", "program not there", "no program"],
-)
-def test_what_cannot_be_signed_is_said_and_changes_nothing(
-    shop: Shop, environment: dict[str, str | None], said: str
-) -> None:
-    ran = shop.run("sign", "tiny", **environment)
-    assert ran.code == 77, ran.err
-    assert said in ran.err
-    assert "hint:" in ran.err
-    assert shop.world.tags() == ["1.0.0"]
-
-
 def test_a_key_that_is_not_the_public_ones_is_found_before_anything_is_written(
     shop: Shop, others: Keys
 ) -> None:
-    ran = shop.run("sign", "tiny", MODELBAKE_SIGNING_KEY=str(others.private))
-    assert ran.code == 77
-    assert "another public key" in ran.err
+    for environment, said in (
+        ({"MODELBAKE_SIGNING_KEY": str(others.private)}, "another public key"),
+        ({"COSIGN_PASSWORD": "wrong-password"}, "is COSIGN_PASSWORD"),
+        ({"COSIGN_PASSWORD": None}, "is COSIGN_PASSWORD"),
+    ):
+        ran = shop.run("sign", "tiny", **environment)
+        assert ran.code == 77, ran.err
+        assert said in ran.err
     assert shop.world.tags() == ["1.0.0"]
     public = shop.run("sign", "tiny", MODELBAKE_SIGNING_KEY=str(others.public))
     assert public.code == 77
@@ -191,28 +209,32 @@ def test_a_key_that_is_not_the_public_ones_is_found_before_anything_is_written(
     assert "with which key" in shop.run("sign", "tiny").err
 
 
-def test_the_password_may_be_in_a_file_and_is_in_no_environment(shop: Shop, tmp_path: Path) -> None:
-    (shop.world.folder / "password").write_text(PASSWORD + "\n")
-    named = str(shop.world.folder / "password")
-    shop.run("sign", "tiny", COSIGN_PASSWORD=None, MODELBAKE_SIGNING_PASSWORD_FILE=named).ok()
-    started = [each for each in shop.world.children() if "cosign" in each["command"][0]]
-    assert started
-    assert not any(PASSWORD in json.dumps(each) for each in started)
-    assert not any(shop.world.services.password in json.dumps(each) for each in started)
-
-
-def test_the_weights_are_verified_by_model_signing(shop: Shop, tmp_path: Path) -> None:
-    shop.run("sign", "tiny").ok()
-    assert shop.checks("tiny")["weights signature"] == "ok"
-    bundle = shop.world.folder / "weights.sig"
-    shop.run("verify", "tiny", "--weights-signature", str(bundle)).ok()
-    models = tmp_path / "models"
-    for path, content in WEIGHTS.items():
-        (models / path).parent.mkdir(parents=True, exist_ok=True)
-        (models / path).write_bytes(content)
-    command = [sys.executable, "-m", "model_signing", "verify", "key", str(models)]
-    command += ["--signature", str(bundle), "--public_key", str(shop.keys.public)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (models / "model.safetensors").write_bytes(b"\7" * 69_999 + b"\6")
-    assert subprocess.run(command, capture_output=True, check=False).returncode != 0  # control
+def test_a_release_is_signed_and_so_is_what_it_attaches(world: World, keys: Keys, others: Keys) -> None:
+    world.login()
+    world.repo("acme/tiny", {"config.json": b"{}\n", "model.safetensors": b"\4" * 300_000})
+    world.models(tiny={})
+    path = world.folder / "models.yaml"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "signing": {"public_key": "cosign.pub"}}))
+    shutil.copy(keys.public, world.folder / "cosign.pub")
+    environment = {
+        "MODELBAKE_COSIGN": str(keys.program),
+        "MODELBAKE_SIGNING_KEY": str(others.private),
+        "COSIGN_PASSWORD": PASSWORD,
+    }
+    world.run("lock")
+    world.build_py("publish", "tiny", "--untagged").ok()
+    assert world.build_py("release", "tiny", **environment).code == 77
+    assert world.version_tags() == [], "what cannot be signed is not released"
+    environment["MODELBAKE_SIGNING_KEY"] = str(keys.private)
+    world.build_py("release", "tiny", **environment).ok()
+    assert "1.0.0" in world.version_tags()
+    found = {
+        each["check"]: each
+        for each in json.loads(world.build_py("verify", "tiny", "--json").ok().out)["checks"]
+    }
+    results = {name: each["result"] for name, each in found.items()}
+    assert results.pop("base") in ("ok", "note", "not checked")
+    assert results == dict.fromkeys(results, "ok")
+    for name in ("audit", "sbom", "provenance"):
+        assert found[name]["what"].endswith("; signed"), found[name]
+    assert "is signed by" in world.build_py("release", "tiny", **environment).ok().err, "again: nothing to do"

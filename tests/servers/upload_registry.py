@@ -36,7 +36,7 @@ from tests.servers.running import RunsInThread
 
 Kind = Literal[
     "ping", "open", "patch", "status", "commit", "cancel", "head", "blob", "put-manifest", "manifest", "tags",
-    "referrers",
+    "referrers", "delete-manifest",
 ]  # fmt: skip
 USER, PASSWORD = "publisher", "registry-password"
 _ROUTES = (
@@ -148,7 +148,8 @@ class _Request(http.server.BaseHTTPRequestHandler):
             case "session":
                 return _SESSION_KINDS[self.command]
             case "manifest":
-                return "put-manifest" if self.command == "PUT" else "manifest"
+                named: dict[str, Kind] = {"PUT": "put-manifest", "DELETE": "delete-manifest"}
+                return named.get(self.command, "manifest")
             case "blob":
                 return "head" if self.command == "HEAD" else "blob"
             case "open":
@@ -177,6 +178,8 @@ class _Request(http.server.BaseHTTPRequestHandler):
                     self._reply(404 if data is None else 200, data or b"")
             case "manifest" if self.command == "PUT":
                 self._put_manifest(repository, names[1], trouble)
+            case "manifest" if self.command == "DELETE":
+                self._delete_manifest(repository, names[1])
             case "manifest":
                 found = repository.manifests.get(repository.tags.get(names[1], names[1]))
                 media_type, body = found or ("application/json", b"{}")
@@ -281,6 +284,16 @@ class _Request(http.server.BaseHTTPRequestHandler):
             headers["OCI-Subject"] = document["subject"]["digest"]
         self._reply(201, b"", headers)
 
+    def _delete_manifest(self, repository: Repository, digest: str) -> None:
+        """By digest alone, with all of its tags, as CNCF distribution 2 does."""
+        if not self.server.deletes or ":" not in digest:
+            self._refuse(405, "UNSUPPORTED")
+            return
+        with self.server.lock:
+            known = repository.manifests.pop(digest, None)
+            repository.tags = {tag: named for tag, named in repository.tags.items() if named != digest}
+        self._reply(202 if known else 404, b"{}")
+
     def _referrers(self, repository: Repository, subject: str, page: int) -> None:
         entries = []
         for digest, (media_type, body) in repository.manifests.items():
@@ -365,7 +378,7 @@ class UploadRegistry(RunsInThread, http.server.ThreadingHTTPServer):
     """The server, for the length of a `with` block. `host` is its host:port.
 
     `mounts`: whether blobs of other repositories are mounted; `absolute`: whether Location has a host;
-    `referrers`: whether it has the referrers API.
+    `referrers`: whether it has the referrers API; `deletes`: whether manifests are deleted where asked.
     `sessions`: uploads that were begun, and neither committed nor cancelled. `seen`: authorized requests.
     """
 
@@ -385,6 +398,7 @@ class UploadRegistry(RunsInThread, http.server.ThreadingHTTPServer):
         self.mounts = mounts
         self.absolute = absolute
         self.referrers = referrers
+        self.deletes = True
         self.repositories: dict[str, Repository] = {}
         self.sessions: dict[str, Session] = {}
         self.seen: list[Seen] = []

@@ -1,17 +1,24 @@
-"""Images that are signed in tests: a few kilobytes that are put into the registry without an engine, and keys."""
+"""Images that are signed in tests: a few kilobytes, put into the registry without an engine; and keys."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from modelbake.locked import LockedFile, LockedModel
-from modelbake.manifest import Manifest
+from modelbake.manifest import OCI_MANIFEST, Manifest
 from modelbake.plan import LABEL_PREFIX, LOCK_LABEL, encode_json
+from modelbake.release.signatures import SIMPLE_SIGNING, signature_tag
 from modelbake.stream.layers import small_layer
 from modelbake.stream.repository import RegistryRepository
 from modelbake.stream.weights import image_manifest
@@ -97,3 +104,56 @@ class Keys:
         done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or not check, done.stderr
         return done
+
+
+@dataclass(frozen=True)
+class MemoryKey:
+    """A pair of keys in memory, for signatures that no cosign has made."""
+
+    key: ec.EllipticCurvePrivateKey
+
+    @classmethod
+    def generate(cls) -> MemoryKey:
+        return cls(ec.generate_private_key(ec.SECP256R1()))
+
+    @property
+    def public(self) -> bytes:
+        return self.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    def sign(self, content: bytes) -> bytes:
+        return self.key.sign(content, ec.ECDSA(SHA256()))
+
+
+def payload_about(digest: str, kind: str = "cosign container image signature") -> bytes:
+    """Return the document that cosign signs of an image."""
+    critical = {
+        "identity": {"docker-reference": "registry.example.com/ml/tiny"},
+        "image": {"docker-manifest-digest": digest},
+        "type": kind,
+    }
+    return json.dumps({"critical": critical, "optional": None}).encode()
+
+
+def put_signatures(
+    repository: RegistryRepository, digest: str, signed: Sequence[tuple[bytes, bytes]]
+) -> None:
+    """Put payloads with their signatures where cosign keeps those of a digest."""
+    config = repository.put(b"{}", "application/vnd.oci.image.config.v1+json")
+    layers = []
+    for payload, signature in signed:
+        blob = repository.put(payload, SIMPLE_SIGNING)
+        layers.append(
+            {
+                "mediaType": SIMPLE_SIGNING,
+                "digest": blob.digest,
+                "size": blob.size,
+                "annotations": {"dev.cosignproject.cosign/signature": base64.b64encode(signature).decode()},
+            }
+        )
+    body = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": config.media_type, "digest": config.digest, "size": config.size},
+        "layers": layers,
+    }
+    repository.put_manifest(signature_tag(digest), Manifest.of(OCI_MANIFEST, json.dumps(body).encode()))
