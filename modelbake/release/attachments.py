@@ -89,7 +89,8 @@ def _about(repository: RegistryRepository, subject: Manifest, tags: Collection[s
             raise RegistryError(
                 f"is listed as being about {subject.digest}, and is not there",
                 subject=f"{repository.name}@{digest}",
-                hint="retention must not delete what is attached to an image that stays",
+                hint=f"something has deleted what is attached to an image that stays. Remove the tag"
+                f" {referrers_tag(subject.digest)}, and attach it again: `build.py release` for an image",
             )
         yield Attachment(found, subject.digest, artifact_type_of(found))
     for tag in (referrers_tag(subject.digest) + suffix for suffix in COSIGN_SUFFIXES):

@@ -58,8 +58,7 @@ def back_up(
         return _into_registry(contents, source, target, _may_move, output)
     began = time.monotonic()
     target.require_backup()
-    there = target.contents(model).tags
-    _require_same(target.name, contents.tags, there.get, _may_move)
+    _require_same(target.name, contents.tags, target.digests(model), _may_move)
     require_free(target.folder, sum(blob.size for blob in contents.blobs if not target.has(blob)))
     blobs, size = _bring(contents, source, target, threading.Event(), output)
     for manifest in contents.manifests:
@@ -104,8 +103,9 @@ def _into_registry(
     stop = threading.Event()
     target = RegistryRepository(target.registry, target.path, stop)
     names = sorted(contents.tags, key=_last_is_what_moves)
-    there = dict(zip(names, parallel(names, target.manifest, AT_ONCE), strict=True))
-    _require_same(target.name, contents.tags, there.get, movable)
+    found = zip(names, parallel(names, target.manifest, AT_ONCE), strict=True)
+    there = {name: manifest.digest for name, manifest in found if manifest is not None}
+    _require_same(target.name, contents.tags, there, movable)
     blobs, size = _bring(contents, source, target, stop, output)
     for manifest in contents.manifests:
         _put(target, manifest, contents.tags)
@@ -116,17 +116,14 @@ def _into_registry(
 
 
 def _require_same(
-    place: str,
-    wanted: Mapping[str, Manifest],
-    there: Callable[[str], Manifest | None],
-    movable: Callable[[str], bool],
+    place: str, wanted: Mapping[str, Manifest], there: Mapping[str, str], movable: Callable[[str], bool]
 ) -> None:
-    """Raise BackupError where a tag that must not be moved names something else already."""
-    other = []
-    for tag, manifest in sorted(wanted.items()):
-        found = there(tag)
-        if found is not None and found.digest != manifest.digest and not movable(tag) and not _is_list(tag):
-            other.append(f"{tag} is {found.digest}, and here {manifest.digest}")
+    """Raise BackupError where a tag that must not be moved names another digest already."""
+    other = [
+        f"{tag} is {there[tag]}, and here {manifest.digest}"
+        for tag, manifest in sorted(wanted.items())
+        if there.get(tag, manifest.digest) != manifest.digest and not movable(tag) and not _is_list(tag)
+    ]
     if other:
         more = f", and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
         raise BackupError(
@@ -180,7 +177,7 @@ def _tag(
             list_by_tag(target, subject, known[entry.digest])
         return
     if found is not None:
-        _require_same(target.name, {tag: manifest}, lambda _: found, movable)
+        _require_same(target.name, {tag: manifest}, {tag: found.digest}, movable)
     try:
         target.put_manifest(tag, manifest)
     except RegistryError as error:

@@ -22,7 +22,10 @@ from modelbake.stream.layout import REF_NAME, LayoutRepository
 from modelbake.stream.repository import LARGEST_DOCUMENT
 
 _MODEL = LABEL_PREFIX + "model"
-_DAMAGED = "this backup is damaged: restore from another copy; nothing was tagged"
+_DAMAGED = (
+    "this backup is damaged: remove that file, and run `backup` again while the registry has it; or restore"
+    " from another copy. Nothing was tagged"
+)
 
 
 class BackupFolder(LayoutRepository):
@@ -44,6 +47,11 @@ class BackupFolder(LayoutRepository):
                 "holds images that are no backup", subject=str(self.folder), hint="name another folder"
             )
 
+    def digests(self, model: str) -> dict[str, str]:
+        """Return the digest of each tag of a model, as the index says. Raises LayoutError."""
+        named = ((str(entry.get("digest")), _tag_of(entry, model)) for entry in self.entries())
+        return {tag: digest for digest, tag in named if tag}
+
     def contents(self, model: str) -> Contents:
         """Return what the backup holds of a model; no tags where it holds nothing.
 
@@ -52,11 +60,10 @@ class BackupFolder(LayoutRepository):
         tags: dict[str, Manifest] = {}
         others: list[Manifest] = []
         for entry in self.entries():
-            notes = entry.get("annotations", {})
-            if notes.get(_MODEL) != model:
+            tag = _tag_of(entry, model)
+            if tag is None:
                 continue
             manifest = self._manifest(_descriptor(entry, str(self.folder)))
-            tag = str(notes.get(REF_NAME, "")).removeprefix(f"{model}/")
             if tag:
                 tags[tag] = manifest
             else:
@@ -106,6 +113,14 @@ class BackupFolder(LayoutRepository):
             return Manifest.of(entry.media_type, raw)
         except RegistryError as error:
             raise BackupError(error.message, subject=subject, hint=_DAMAGED) from error
+
+
+def _tag_of(entry: dict[str, Any], model: str) -> str | None:
+    """Return the tag that an entry of a model has, "" for one without; None for another model's."""
+    notes = entry.get("annotations", {})
+    if notes.get(_MODEL) != model:
+        return None
+    return str(notes.get(REF_NAME, "")).removeprefix(f"{model}/")
 
 
 def _entry(manifest: Manifest, notes: dict[str, str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modelbake.stream.repository import RegistryRepository
 
 _LAYOUT = "oci:"
+_HUB = ("docker.io/", "index.docker.io/")  # said in so many words: nobody sends a backup there by mistake
 
 
 def folder_of(place: str, option: str, registry: str) -> Path | None:
@@ -32,12 +33,13 @@ def folder_of(place: str, option: str, registry: str) -> Path | None:
         if place == _LAYOUT:
             raise UsageError("oci: is followed by a folder", subject=option, hint=example)
         return Path(place.removeprefix(_LAYOUT))
-    given = split_reference(place)
-    if given.tag or given.digest:
-        raise UsageError("a path of a registry has no tag and no digest", subject=option, hint=example)
-    if given.registry == DOCKER_HUB and "docker.io/" not in place:
+    try:
+        given = split_reference(f"{place}/model")
+    except UsageError as error:
+        raise UsageError(f"{place!r} is no path of a registry", subject=option, hint=example) from error
+    if given.registry == DOCKER_HUB and not place.startswith(_HUB):
         raise UsageError(f"{place!r} names no registry", subject=option, hint=example)
-    if split_reference(f"{place}/model") == split_reference(f"{registry}/model"):
+    if given == split_reference(f"{registry}/model"):
         raise UsageError("that is the registry of models.yaml itself", subject=option, hint=example)
     return None
 

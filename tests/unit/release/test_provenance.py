@@ -123,7 +123,7 @@ class TestBuilder:
             {},
             {"GITHUB_ACTIONS": "true"},
             {"GITLAB_CI": "true"},
-            {**GITHUB, "GITHUB_SERVER_URL": "https://user:password@github.example.com"},
+            {**GITHUB, "GITHUB_SERVER_URL": "https://user" + ":password@github.example.com"},
             {**GITLAB, "CI_PROJECT_URL": "https://token@gitlab.example.com/a"},
             {**GITLAB, "CI_PROJECT_URL": "https://gitlab.example.com/a\nb"},
         ],
