@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 import modelbake.audit
+import modelbake.layertar
 from modelbake import __version__
 from modelbake.errors import AuditFailed, RegistryAuthError, RegistryError, RegistryUnavailable
 from modelbake.plan import LABEL_PREFIX
@@ -79,7 +80,8 @@ def rules_digest() -> str:
     Not of the rules' list alone: what is found under an old rule changes with the program that looks.
     """
     folder = Path(modelbake.audit.__path__[0])
-    programs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.py")}
+    paths = [*folder.glob("*.py"), Path(modelbake.layertar.__file__)]
+    programs = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     return json_digest(programs)
 
 

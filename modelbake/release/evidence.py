@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from modelbake.errors import (
 )
 from modelbake.history import Version, single_image
 from modelbake.parallel import parallel
-from modelbake.referrers import read, referrers
+from modelbake.release.audits import kept_audit
 from modelbake.release.policy import Facts
 from modelbake.release.promotion import carry_out, look
 from modelbake.reportstore import kept_reports
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from modelbake.stream.repository import RegistryRepository
 
 Verify = Callable[["RegistryRepository", "Manifest"], None]  # raises SignatureError
-AUDIT_TYPE = "application/vnd.modelbake.audit.v1+json"
-_LARGEST_AUDIT = 16 << 20  # bytes
 _AT_ONCE = 8  # blobs that are asked for at the same time
 _MOST_NAMED = 5  # blobs that a message names
 
@@ -83,7 +80,7 @@ def signature_problem(
     """
     if verify is None:
         raise SigningFailed(
-            "a signature is required, and this version of modelbake cannot verify one",
+            "a signature is required, and nobody has said whose",
             subject=f"{repository.name}@{manifest.digest}",
         )
     try:
@@ -95,28 +92,9 @@ def signature_problem(
 
 def audit_problem(repository: RegistryRepository, manifest: Manifest) -> str | None:
     """Return why there is no clean audit of an image, None where one is kept beside it."""
-    listed = referrers(repository, manifest, AUDIT_TYPE)
-    for referrer in listed:
-        try:
-            raw = read(repository, manifest, referrer.digest, AUDIT_TYPE, _LARGEST_AUDIT)
-        except (RegistryUnavailable, RegistryAuthError):
-            raise
-        except RegistryError:
-            continue
-        if _is_clean(raw, manifest.digest):
-            return None
-    return "no clean audit of this image is kept beside it" + (
-        f" ({len(listed)} are listed, and none is usable)" if listed else ""
-    )
-
-
-def _is_clean(raw: bytes, digest: str) -> bool:
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        return False
-    audit: Any = document.get("audit", document) if isinstance(document, dict) else None
-    return isinstance(audit, dict) and audit.get("digest") == digest and audit.get("passed") is True
+    if kept_audit(repository, manifest) is None:
+        return "no clean audit of this image is kept beside it"
+    return None
 
 
 def described(

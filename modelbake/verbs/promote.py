@@ -69,5 +69,8 @@ def mover_of(
 
 
 def verifier(workspace: Workspace, output: Output) -> Verify | None:
-    """Return what raises SignatureError for an image whose signature does not count; None: nothing can."""
-    return None
+    """Return what raises SignatureError for an image whose signature does not count; None without `signing`."""
+    from modelbake.release.signing import Signing
+
+    entry = workspace.config.signing
+    return None if entry is None else Signing.of(entry, workspace.file.absolute().parent, output).verify

@@ -186,6 +186,15 @@ def test_leaked_token(drill: Drill, tmp_path: Path) -> None:
 
 
 @EVERY_PAGE
+def test_packages_are_found_in_layers_where_there_is_no_sbom(drill: Drill) -> None:
+    for package, state in (("libc6", "affected"), ("libc6==0", "clean")):
+        asked = drill.world.build_py("incident", "--package", package, NAME, "--json").ok()
+        images = json.loads(asked.out)["images"]
+        assert len(images) > 1
+        assert {(each["state"], each["by"]) for each in images} == {(state, "layers")}
+
+
+@EVERY_PAGE
 def test_registry_lost(drill: Drill, tmp_path: Path) -> None:
     page = commands("registry-lost.md")
     variables = {"BACKUP": str(tmp_path / "kept")}
