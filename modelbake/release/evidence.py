@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelbake.errors import (
-    RegistryAuthError,
     RegistryError,
-    RegistryUnavailable,
     ReleaseError,
     SignatureError,
     SigningFailed,
@@ -82,6 +80,7 @@ def signature_problem(
         raise SigningFailed(
             "a signature is required, and nobody has said whose",
             subject=f"{repository.name}@{manifest.digest}",
+            hint="add `signing:` to models.yaml",
         )
     try:
         verify(repository, manifest)

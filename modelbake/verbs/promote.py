@@ -69,7 +69,7 @@ def mover_of(
 
 
 def verifier(workspace: Workspace, output: Output) -> Verify | None:
-    """Return what raises SignatureError for an image whose signature does not count; None without `signing`."""
+    """Return what raises SignatureError for an image that is not signed as `signing` says; None without."""
     from modelbake.release.signing import Signing
 
     entry = workspace.config.signing
