@@ -140,6 +140,7 @@ def test_bad_input_is_said_before_anything_is_asked(
 # --- what holds it ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("quarantine")
 def test_a_commit_is_found_by_the_label(server: UploadRegistry, open_repository: Open) -> None:
     repository = open_repository(server, "ml/minilm")
     put_image(repository, "1.0.0", labels=LABELS)
@@ -154,6 +155,7 @@ def test_a_commit_is_found_by_the_label(server: UploadRegistry, open_repository:
     assert found["1.0.0"].found == ("the weights' commit",)
 
 
+@pytest.mark.promise("quarantine")
 def test_a_file_is_found_in_the_baked_manifest(server: UploadRegistry, open_repository: Open) -> None:
     repository = open_repository(server, "ml/minilm")
     put_image(repository, "1.0.0", layers=usual_layers(), labels=LABELS)
@@ -172,6 +174,7 @@ def test_no_layer_of_weights_is_read_for_a_file(plain: UploadRegistry, open_repo
     assert plain.count("blob") - before == 2, "the configuration, and the top layer"
 
 
+@pytest.mark.promise("quarantine")
 def test_a_package_is_found_by_the_sbom_and_else_in_the_layers(
     server: UploadRegistry, open_repository: Open
 ) -> None:
@@ -195,6 +198,7 @@ def test_a_package_is_found_by_the_sbom_and_else_in_the_layers(
         assert asked(repository, other)["1.0.0"].state == "clean", "another version, deleted, not installed"
 
 
+@pytest.mark.promise("quarantine")
 @pytest.mark.parametrize(
     ("layers", "labels", "place"),
     [
@@ -232,6 +236,7 @@ def test_a_layer_that_images_share_is_searched_once(plain: UploadRegistry, open_
     assert plain.count("blob") - before == 4, "three configurations, one layer"
 
 
+@pytest.mark.promise("quarantine")
 def test_what_cannot_be_read_is_unknown(plain: UploadRegistry, open_repository: Open) -> None:
     repository = open_repository(plain, "ml/minilm")
     put_image(repository, "1.0.0", layers=[layer({"x": "y" * 2000})[:1100]])
@@ -239,6 +244,7 @@ def test_what_cannot_be_read_is_unknown(plain: UploadRegistry, open_repository: 
     assert answer.state == "unknown" and "cannot be read" in answer.found[0]
 
 
+@pytest.mark.promise("quarantine")
 def test_every_platform_of_an_index_counts(plain: UploadRegistry, open_repository: Open) -> None:
     repository = open_repository(plain, "ml/minilm")
     images = [put_image(repository, labels={"io.modelbake.commit": each}) for each in (COMMIT, "f" * 40)]
@@ -295,6 +301,7 @@ def test_all_names_of_an_image_are_gathered() -> None:
     assert (first.candidates, first.others) == (("candidate-x",), ("mine",))
 
 
+@pytest.mark.promise("quarantine")
 def test_an_image_without_a_version_is_found_by_its_record(
     plain: UploadRegistry, open_repository: Open
 ) -> None:
@@ -412,6 +419,7 @@ def test_the_next_version(released: Sequence[str], version: str) -> None:
 # --- quarantine -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("quarantine")
 def test_what_is_in_quarantine_is_neither_promoted_nor_rolled_back_to(
     server: UploadRegistry, open_repository: Open
 ) -> None:
@@ -437,12 +445,26 @@ def test_what_is_in_quarantine_is_neither_promoted_nor_rolled_back_to(
     assert [each.reason for each in quarantines(repository, bad)] == ["holds it", "holds more"]
 
 
+@pytest.mark.control("quarantine")
+def test_what_is_in_no_quarantine_is_promoted_and_rolled_back_to(
+    server: UploadRegistry, open_repository: Open
+) -> None:
+    repository = open_repository(server, "ml/minilm")
+    images = [put_image(repository, version, note=version) for version in ("1.0.0", "1.1.0")]
+    mover = Mover(repository, "minilm", "production", quiet(), "me")
+    put_into_quarantine(repository, put_image(repository, "1.2.0", note="another"), Quarantine("holds it"))
+    digests = [mover.promote("1.0.0", ChannelEntry()), mover.promote("1.1.0", ChannelEntry())]
+    assert digests == [image.digest for image in images]
+    assert mover.rollback() == images[0].digest
+
+
 def plain_tags(server: UploadRegistry, repository: RegistryRepository) -> dict[str, Manifest | None]:
     """The tags that are no list of referrers, with what they name."""
     names = [tag for tag in repository.registry.tags(repository.path) if not tag.startswith("sha256-")]
     return {name: repository.manifest(name) for name in names}
 
 
+@pytest.mark.promise("quarantine")
 def test_a_document_that_cannot_be_read_is_a_quarantine_all_the_same(
     server: UploadRegistry, open_repository: Open
 ) -> None:
