@@ -45,7 +45,7 @@ from modelbake.release.questions import (
 from modelbake.release.records import Kind, Record
 from modelbake.release.searching import Answer, Searcher, together
 from modelbake.stream.repository import RegistryRepository
-from tests.servers.upload_registry import UploadRegistry
+from tests.servers.upload_registry import PASSWORD, USER, UploadRegistry
 from tests.unit.release.conftest import Open
 from tests.unit.release.made import BAKED, layer, put_image, put_index, usual_layers
 
@@ -462,6 +462,47 @@ def plain_tags(server: UploadRegistry, repository: RegistryRepository) -> dict[s
     """The tags that are no list of referrers, with what they name."""
     names = [tag for tag in repository.registry.tags(repository.path) if not tag.startswith("sha256-")]
     return {name: repository.manifest(name) for name in names}
+
+
+@pytest.mark.promise("quarantine")
+def test_the_verb_moves_what_it_can_and_says_what_it_cannot(
+    plain: UploadRegistry,
+    open_repository: Open,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for model, versions in (("first", ("1.0.0",)), ("second", ("1.0.0", "1.1.0"))):
+        repository = open_repository(plain, f"ml/{model}")
+        for version in versions:
+            bad = version == versions[-1]
+            put_image(repository, version, labels=LABELS if bad else {"io.modelbake.commit": "f" * 40})
+            Mover(repository, model, "production", quiet(), "me").promote(version, ChannelEntry())
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("", plain.host), ("_USER", USER), ("_PASSWORD", PASSWORD)):
+        monkeypatch.setenv(f"MODELBAKE_REGISTRY{name}", value)
+    entry = {"version": "1.0.0", "source": "hf://acme/minilm", "runtime": "weights"}
+    document = {"registry": f"{plain.host}/ml", "models": {"first": entry, "second": entry, "third": entry}}
+    Path("models.yaml").write_text(json.dumps(document))
+
+    assert run(["incident", "--commit", COMMIT]) == 0
+    before = capsys.readouterr().out
+    assert "--quarantine" in before and "--channel production --to 1.0.0" in before
+    assert run(["incident", "--commit", COMMIT, "--quarantine", "--json"]) == 72
+    said = capsys.readouterr()
+    assert "first: production stays at 1.0.0: no earlier version" in said.err
+    found = json.loads(said.out)
+    moved = {each["model"]: each["moved_to"] for each in found["channels"]}
+    assert moved == {"first": None, "second": "1.0.0"}
+    tags = plain.repositories["ml/second"].tags
+    assert tags["production"] == tags["1.0.0"]
+    assert run(["incident", "--commit", COMMIT, "second", "--json"]) == 0
+    (image,) = (each for each in json.loads(capsys.readouterr().out)["images"] if each["state"] == "affected")
+    assert image["quarantined"] and image["channels"] == []
+    assert run(["channels", "first"]) == 0
+    assert "production is in quarantine since" in capsys.readouterr().err
+    plain.trouble("tags", status=403, times=99)
+    assert run(["incident", "--commit", COMMIT, "second"]) == 62, "the question could not be answered"
 
 
 @pytest.mark.promise("quarantine")
