@@ -50,7 +50,7 @@ from tests.unit.release.conftest import Open
 from tests.unit.release.made import BAKED, layer, put_image, put_index, usual_layers
 
 COMMIT = str(BAKED["commit"])
-TOKEN = "canary-" + "0f1e2d3c4b5a" * 2
+TOKEN = "canary-" + "walnut-teapot-" * 2
 LABELS = {"io.modelbake.commit": COMMIT}
 
 
