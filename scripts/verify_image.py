@@ -396,7 +396,7 @@ def main(arguments: list[str]) -> int:
         registry = Registry(reference, args.ca_file)
         found = registry.manifest(reference.reference)
         if found is None:
-            raise Problem(f"{args.image}: there is no such image", 3)
+            raise Problem("there is no such image", 3)
         verify(registry, found[1], key)
     except Problem as problem:
         print(f"{args.image}: {problem}", file=sys.stderr)

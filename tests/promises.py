@@ -32,6 +32,7 @@ PROMISES = {
     "channel": "a channel names a released version, the old or the new, whatever fails or happens at once",
     "quarantine": "whatever holds what an incident is about is found, and comes into no channel again",
     "access": "no registry credential goes to another host, or over plain HTTP unless named",
+    "signature": "nothing counts as signed whose digest the owner of the key has not signed",
     "start": "no changed weights are served",
     "run-time": "a server needs no root, no writable root file system, no capability and no network",
 }

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from modelbake.credentials import Redactor, Secret
 
 PROGRAM = "MODELBAKE_COSIGN"
-PASSWORD, PASSWORD_FILE = "COSIGN_PASSWORD", "MODELBAKE_SIGNING_PASSWORD_FILE"
+UNLOCKS, UNLOCKS_BY_FILE = "COSIGN_PASSWORD", "MODELBAKE_SIGNING_PASSWORD_FILE"  # the private key
 _SECONDS = 300.0
 _KEPT = re.compile(
     r"PATH|HOME|USER|LOGNAME|TMPDIR|LANG|LC_\w+|SSL_CERT_DIR|(?:HTTPS?|ALL|NO)_PROXY|(?:https?|all|no)_proxy"
@@ -216,16 +216,16 @@ def key_password() -> Secret | None:
     from modelbake.credentials import Secret
 
     env = environment()
-    if PASSWORD in env:
-        return Secret(env[PASSWORD])
-    named = env.get(PASSWORD_FILE)
+    if UNLOCKS in env:
+        return Secret(env[UNLOCKS])
+    named = env.get(UNLOCKS_BY_FILE)
     if not named:
         return None
     try:
         return Secret(Path(named).read_bytes().rstrip(b"\r\n"))
     except OSError as error:
         raise UsageError(
-            f"the password cannot be read ({error.strerror})", subject=f"{PASSWORD_FILE}={named}"
+            f"the password cannot be read ({error.strerror})", subject=f"{UNLOCKS_BY_FILE}={named}"
         ) from error
 
 

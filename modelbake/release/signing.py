@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Self
 from modelbake.errors import ModelbakeError, RegistryError, SignatureError, SigningFailed
 from modelbake.process import environment
 from modelbake.release.cosign import (
-    PASSWORD,
-    PASSWORD_FILE,
+    UNLOCKS,
+    UNLOCKS_BY_FILE,
     Cosign,
     content_file,
     find_cosign,
@@ -268,7 +268,7 @@ def _failed(done: subprocess.CompletedProcess[str], subject: str) -> ModelbakeEr
     words = said(done)
     hint = ""
     if "decrypt" in words:
-        hint = f"is {PASSWORD}, or the file that {PASSWORD_FILE} names, the password of this key?"
+        hint = f"is {UNLOCKS}, or the file that {UNLOCKS_BY_FILE} names, the password of this key?"
     elif re.search(r"UNAUTHORIZED|DENIED|401|403", words):
         hint = "who signs needs the right to push tags that begin with sha256- to this repository"
     elif "tlog" in words or "rekor" in words:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from modelbake.stream.layers import small_layer
 from modelbake.stream.repository import RegistryRepository
 from modelbake.stream.weights import image_manifest
 
-PASSWORD = "correct-horse-battery"
+PASSWORD = f"unlocks-{secrets.token_hex(8)}"
 WEIGHTS = {"config.json": b"{}\n", "model.safetensors": b"\7" * 70_000, "tokenizer/vocab.txt": b"a\nb\n"}
 BASE = "docker.io/library/python:3.11-slim-bookworm@sha256:" + "a" * 64
 

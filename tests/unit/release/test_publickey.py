@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from modelbake.errors import SignatureError
 from modelbake.release.publickey import parse_key, read_key
+from tests.conftest import Tally
 from tests.servers.environment import ROOT
 from tests.servers.signed_images import MemoryKey
 from tests.unit.release.malformed import ORDER, malformed, pair
@@ -61,19 +64,43 @@ def test_both_take_the_same_good_signatures() -> None:
         assert by_arithmetic(key.public, CONTENT, signature)
 
 
-def test_no_malformed_signature_is_taken(verify: Verify) -> None:
+@pytest.mark.promise("signature")
+def test_no_malformed_signature_is_taken(verify: Verify, tally: Tally) -> None:
     key = MemoryKey.generate()
     good = key.sign(CONTENT)
     assert verify(key.public, CONTENT, good)  # control
     tried = dict(malformed(good))
     assert len(tried) > 40
+    tally.count(len(tried))
     assert [name for name, each in tried.items() if verify(key.public, CONTENT, each)] == []
+
+
+@pytest.mark.control("signature")
+def test_a_careless_verifier_takes_some_of_them() -> None:
+    """Without a look at the range of r and s, and at what stands behind them."""
+    key = MemoryKey.generate()
+    good = key.sign(CONTENT)
+    point = verify_image.parse_key(key.public.decode())
+    digest = int.from_bytes(hashlib.sha256(CONTENT).digest(), "big")
+
+    def careless(der: bytes) -> bool:
+        try:
+            r, s = decode_dss_signature(der.rstrip(b"\0"))
+            inverse = pow(s, -1, ORDER)
+        except ValueError:
+            return False
+        one = verify_image.multiply(digest * inverse % ORDER, verify_image.G)
+        other = verify_image.multiply(r * inverse % ORDER, point)
+        found = verify_image.add(one, other)
+        return found is not None and found[0] % ORDER == r % ORDER
+
+    assert careless(good)
+    taken = {name for name, each in malformed(good) if careless(each)}
+    assert taken >= {"r and the order", "s and the order", "bytes behind it"}
 
 
 def test_the_other_s_is_taken_by_both(verify: Verify) -> None:
     """ECDSA has two signatures for each; it is no forgery, and nothing here is keyed by a signature."""
-    from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
     key = MemoryKey.generate()
     r, s = decode_dss_signature(key.sign(CONTENT))
     assert verify(key.public, CONTENT, pair(r, ORDER - s))

@@ -78,6 +78,7 @@ def verify(
 UNSIGNED = (SignatureError, verify_image.Unsigned)
 
 
+@pytest.mark.promise("signature")
 def test_a_signature_by_the_key_is_enough_among_others(
     repository: RegistryRepository, image: Manifest, verify: Verify
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_signature_by_the_key_is_enough_among_others(
     verify()
 
 
+@pytest.mark.promise("signature")
 @pytest.mark.parametrize(
     "payload",
     [
@@ -119,6 +121,7 @@ def test_a_good_signature_over_something_else_is_none(
     verify()  # control
 
 
+@pytest.mark.promise("signature")
 def test_another_kind_about_this_image_is_none(
     repository: RegistryRepository, image: Manifest, verify: Verify
 ) -> None:
@@ -128,6 +131,7 @@ def test_another_kind_about_this_image_is_none(
         verify()
 
 
+@pytest.mark.promise("signature")
 def test_what_is_no_list_of_signatures_is_none(
     server: UploadRegistry, repository: RegistryRepository, image: Manifest, verify: Verify
 ) -> None:
@@ -170,6 +174,7 @@ def statement(digest: str, **changes: object) -> dict[str, object]:
     }
 
 
+@pytest.mark.promise("signature")
 def test_bundles_count_where_they_are_signatures_of_this_image(
     repository: RegistryRepository, image: Manifest
 ) -> None:
