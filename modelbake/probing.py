@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PROBE = ("/opt/venv/bin/python", "/modelbake/probe.py")
 _LARGEST_ORDER = 120_000  # bytes; Linux takes arguments of up to 128 KiB each
 _SHOWN_LINES = 30
+_NO_PROBE = (0, 2, 126, 127)  # of another program, of Python and of the engine without such a file
 _SHOWN_CHARACTERS = 300  # of a line
 _WRONG_WEIGHTS = 65
 _CANNOT_START = 66
@@ -125,7 +126,9 @@ def ask(
         words = str(said or (done.stderr or done.stdout).decode(errors="replace").strip())
         raise SmokeError(
             f"the probe {PROBE[1]} ended with exit code {done.exit_code}: {words[-_SHOWN_CHARACTERS:]}",
-            hint="was this image built by `build.py build`?",
+            hint="was this image built by `build.py build`?"
+            if done.exit_code in _NO_PROBE
+            else "it was killed, or cut off: look at the engine's log, and run it again",
         )
     try:
         probed = Probed.model_validate(document)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 MAX_BYTES = 1024  # of the whole path, UTF-8
 MAX_PART_BYTES = 255  # ext4, xfs and overlayfs: NAME_MAX
+MAX_PARTS = 64  # every folder above a file is looked at: what nests deeper only costs time
 
 # Nearly every path is plain; the slow checks are for the others only. Full match, no leading dot.
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}){0,3}")
@@ -25,6 +26,10 @@ def path_problem(path: str) -> str | None:
         return None
     if not path:
         return "is empty"
+    if len(path) > MAX_BYTES:  # the cheap question first: a character is a byte at least
+        return f"is longer than {MAX_BYTES} bytes"
+    if path.count("/") >= MAX_PARTS:
+        return f"has more than {MAX_PARTS} parts"
     if any(unicodedata.category(char) in _UNSEEN for char in path):
         return "holds a control or invisible character"
     if "\\" in path:

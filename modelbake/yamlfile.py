@@ -23,6 +23,7 @@ from modelbake.smallfile import NotRegular, TooLarge, read_small
 
 LARGEST_FILE = 1024 * 1024  # bytes
 DEEPEST = 50  # levels of nesting
+MOST_VALUES = 50_000  # of one file: a thousand models with much said of each
 MOST_SHOWN = 10_000  # problems of one file
 
 KeyPath = tuple[str | int, ...]
@@ -183,6 +184,7 @@ class _Parser:
         self._problems: list[Problem] = []
         self._refused: set[KeyPath] = set()
         self._events: Iterator[yaml.Event] = iter(())
+        self._values = 0
 
     def parse(self, text: str) -> YamlFile:
         self._events = yaml.parse(text, Loader=_LOADER)
@@ -221,6 +223,9 @@ class _Parser:
 
     def _value(self, event: Any, at: KeyPath) -> tuple[Any, _Node]:
         node = _Node(event.start_mark)
+        self._values += 1
+        if self._values > MOST_VALUES:
+            raise self._fatal(event, at[:3], f"more than {MOST_VALUES:,} values in one file")
         if isinstance(event, yaml.AliasEvent):
             self._refuse(event, at, f"aliases (*{event.anchor}) are not supported; write the value out")
             return None, node

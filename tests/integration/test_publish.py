@@ -583,10 +583,11 @@ def test_a_model_that_cannot_be_planned_does_not_hide_the_others(released: Relea
 # --- a remembered layer that lies ---------------------------------------------------------------------------
 
 
-def test_a_remembered_layer_with_other_bytes_never_gets_a_version(world: World) -> None:
+@pytest.mark.parametrize("verify", ["full", "off"])
+def test_a_remembered_layer_with_other_bytes_never_gets_a_version(world: World, verify: str) -> None:
     """Its tar is as it has to be: only the smoke run can find out, and a person has to know where."""
     world.repo("acme/tiny", SMALL)
-    world.models(tiny={})
+    world.models(tiny={"verify": verify})
     world.run("lock")
     locked = json.loads((world.folder / "models.lock").read_text())["models"]["tiny"]["files"]
     group = WeightGroup(tuple(LockedFile(each["path"], each["size"], each["sha256"]) for each in locked))

@@ -77,7 +77,7 @@ def read_alike(text: str) -> bool:
 def test_what_is_read_is_read_as_buildkit_reads_it(tally: Tally) -> None:
     accepted = 0
 
-    @settings(max_examples=cases(400, 20_000), deadline=None, database=None)
+    @settings(max_examples=cases(400, 5_000), deadline=None, database=None)
     @given(TEXTS | GOOD_TEXTS)
     def check(text: str) -> None:
         nonlocal accepted

@@ -118,7 +118,7 @@ def _without_values(each: Instruction) -> Any:
     words: Any = each.words
     if each.keyword in ("ENV", "LABEL", "CMD"):
         words = len(words)
-    elif each.keyword == "FROM" and str(words[0]).startswith("('docker.io/"):
+    elif each.keyword == "FROM" and "@sha256:" in str(words[0]):  # the base, which a text may well change
         words = words[1:]
     elif each.keyword == "COPY":
         words = [re.sub(r"\bweights/[0-9a-f]{64}/", "weights/DIGEST/", str(word)) for word in words]
@@ -176,7 +176,7 @@ def test_hostile_text_in_models_yaml(
 ) -> None:
     taken = 0
 
-    @several(80, 5_000)
+    @several(80, 1_000)
     @given(st.sampled_from(list(strings(MODELS))), TEXTS, PLACES)
     def check(where: Any, hostile: str, place: str) -> None:
         nonlocal taken
@@ -201,7 +201,7 @@ def test_hostile_text_in_runtime_yaml_and_file_names(
 ) -> None:
     taken = 0
 
-    @several(50, 3_000)
+    @several(50, 600)
     @given(st.sampled_from(list(strings(RUNTIME))), TEXTS, PLACES)
     def check(where: Any, hostile: str, place: str) -> None:
         nonlocal taken
@@ -223,7 +223,7 @@ def test_hostile_text_in_models_lock(
     lock = json.loads((plain.folder / "models.lock").read_text())
     taken = 0
 
-    @several(50, 3_000)
+    @several(50, 600)
     @given(st.sampled_from(list(strings(lock))), TEXTS, PLACES, st.booleans())
     def check(where: Any, hostile: str, place: str, corrected: bool) -> None:
         nonlocal taken

@@ -354,6 +354,7 @@ class TestPath:
             "config.json",
             "1_Pooling/config.json",
             "a/b/c/d/e/f/g.bin",
+            "/".join("a" * 64),
             ".cache/x",
             "-x",
             "a b",
@@ -370,7 +371,7 @@ class TestPath:
         [
             "", "/etc/passwd", "a//b", "a/", "./a", "a/./b", "..", "a/../b", "a/..", "a\\b", "..\\a", "a\0b",
             "a\nb", "a\x7f", "a\u202eb", "a\u2028b", "\ud800", ".git/config", "a/.GIT/b", "a" * 256,
-            "é" * 128, "/".join(["abcdefghi"] * 103),
+            "é" * 128, "/".join(["abcdefghi"] * 103), "/".join("a" * 65),
         ],
     )  # fmt: skip
     def test_hostile_paths_do_not(self, path: str) -> None:

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from modelbake import yamlfile
 from modelbake.errors import ConfigError
 from modelbake.scalars import quoted
-from modelbake.yamlfile import DEEPEST, LARGEST_FILE, YamlFile, dotted, parse_yaml, raise_problems, read_yaml
+from modelbake.yamlfile import (
+    DEEPEST,
+    LARGEST_FILE,
+    MOST_VALUES,
+    YamlFile,
+    dotted,
+    parse_yaml,
+    raise_problems,
+    read_yaml,
+)
 
 NAME = Path("models.yaml")
 
@@ -300,3 +309,9 @@ class TestAnything:
 
 def test_half_a_surrogate_pair_is_refused() -> None:
     assert refused('a: "\\ud800"\n').startswith("models.yaml:1:")
+
+
+def test_a_file_has_so_many_values_and_no_more() -> None:
+    numbers = ["1"] * (MOST_VALUES - 1)  # the list itself is one as well
+    assert len(parsed(f"[{', '.join(numbers)}]").data) == MOST_VALUES - 1
+    assert refused(f"[{', '.join(['1', *numbers])}]").endswith("more than 50,000 values in one file")

@@ -261,3 +261,19 @@ def test_an_unknown_mode_in_the_manifest_starts_nothing(image: LargeImage, baked
     image.bake(baked)
     code, (event,) = image.run(MODELBAKE_VERIFY="full")
     assert (code, event["event"]) == (66, "manifest_unusable")
+
+
+@pytest.mark.promise("start")
+def test_full_also_compares_the_samples_that_other_starts_will(image: LargeImage) -> None:
+    """So that a smoke run, which reads everything, passes no image that would not start afterwards."""
+    with (image.weights / "large.safetensors").open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    manifest = json.loads(image.manifest.read_text())
+    manifest["files"][-1]["sha256"] = sha256
+    image.manifest.write_text(json.dumps(manifest))
+    image.sample = image.sample.rename(image.sample.with_name(sha256))
+    assert image.run(MODELBAKE_VERIFY="full")[0] == 0, "control: all of it is right"
+    image.sample.write_text("1" * 64 + "\n")
+    code, (event,) = image.run(MODELBAKE_VERIFY="full")
+    assert (code, event["event"], event["file"]) == (65, "mismatch", "large.safetensors")
+    assert event["expected"] == f"a file whose sample has sha256:{'1' * 64}"
