@@ -30,6 +30,7 @@ PROMISES = {
     "token-leak": "no token is in an image, a log, an error, an argument or a child process",
     "commit": "no secret is committed",
     "channel": "a channel names a released version, the old or the new, whatever fails or happens at once",
+    "quarantine": "whatever holds what an incident is about is found, and comes into no channel again",
     "access": "no registry credential goes to another host, or over plain HTTP unless named",
     "signature": "nothing counts as signed whose digest the owner of the key has not signed",
     "start": "no changed weights are served",

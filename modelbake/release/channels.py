@@ -139,24 +139,23 @@ def rollback_target(channel: Channel, version: str | None, subject: str) -> Reco
         return found
     if not channel.moves:
         raise ReleaseError("the channel is empty: nothing to go back to", subject=subject, hint=named)
-    standing = _standing(channel.moves)
-    below = [move for move in standing if move.digest != channel.digest]
+    below = [move for move in standing(channel.moves) if move.digest != channel.digest]
     if not below:
         raise ReleaseError("no earlier version has been in this channel", subject=subject, hint=named)
     return below[-1]
 
 
-def _standing(moves: Sequence[Record]) -> list[Record]:
+def standing(moves: Sequence[Record]) -> list[Record]:
     """Return the moves that no rollback has undone, oldest first."""
-    standing: list[Record] = []
+    left: list[Record] = []
     for move in moves:
         if move.kind == "rollback":
-            at = [place for place, each in enumerate(standing) if each.digest == move.digest]
+            at = [place for place, each in enumerate(left) if each.digest == move.digest]
             if at:
-                del standing[at[-1] + 1 :]
+                del left[at[-1] + 1 :]
                 continue
-        standing.append(move)
-    return standing
+        left.append(move)
+    return left
 
 
 def hours_in(channel: Channel, digest: str, now: datetime) -> float | None:

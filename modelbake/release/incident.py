@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from modelbake.release.channels import standing
 from modelbake.release.questions import CommitQuestion, FileQuestion, PackageQuestion, Question, TokenQuestion
 from modelbake.release.searching import Answer
 from modelbake.tables import printable, table
@@ -90,8 +91,11 @@ def _escape(incident: Incident, model: Holdings, channel: Channel) -> Escape:
 
 
 def target_of(channel: Channel, is_safe: Callable[[str], bool]) -> Record | None:
-    """Return the last move whose image is safe and not the one that the channel names; None without one."""
-    before = (move for move in reversed(channel.moves) if move.digest != channel.digest)
+    """Return the last move whose image is safe and not the one that the channel names; None without one.
+
+    What was rolled back from is none: somebody had a reason, which need not be this incident's.
+    """
+    before = (move for move in reversed(standing(channel.moves)) if move.digest != channel.digest)
     return next((move for move in before if is_safe(move.digest)), None)
 
 

@@ -166,7 +166,9 @@ def test_releases(story: Story) -> None:
     assert story.digest("production") == story.digest("1.1.0") != story.digest("1.1.1")
 
     told = story.run(next(lines), COMMIT=held)
-    assert "1.1.0" in told and "production" in told and "1.0.0" not in told.partition("\n\n")[0]
+    (row,) = (line for line in told.splitlines() if line.startswith(f"{NAME} "))
+    assert "1.1.0" in row and "production" in row
+    assert "--to 1.0.0" in told, "1.1.1 was rolled back from"
 
     before = story.tags()
     story.run(next(lines))

@@ -22,7 +22,7 @@ from tests.promises import full
 from tests.servers.environment import ROOT, run_script, shell_exports
 from tests.servers.hub import Hub
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.promise("quarantine")]
 
 FOLDER = ROOT / "docs/runbooks"
 NAME, REGISTRY = "drilled", "runbooks"
@@ -133,7 +133,7 @@ def test_every_page_has_the_same_sections_and_is_rehearsed() -> None:
 def test_bad_release(drill: Drill) -> None:
     page = commands("bad-release.md")
     versions = {"BAD": "1.1.0", "GOOD": "1.0.0"}
-    drill.run(page["First five minutes"], **versions)
+    drill.run(page["First five minutes"], **versions)  # 1.1.0 is in no quarantine yet: see the next test
     image = (drill.world.folder / ".env").read_text().strip().removeprefix("MODELBAKE_IMAGE=")
     assert image.endswith(drill.digest) and drill.digest == drill.digest_of("1.0.0")
     drill.declare("1.0.0", "good")  # `verify` also compares with the lock, where it is of this version

@@ -45,12 +45,12 @@ from modelbake.release.questions import (
 from modelbake.release.records import Kind, Record
 from modelbake.release.searching import Answer, Searcher, together
 from modelbake.stream.repository import RegistryRepository
-from tests.servers.upload_registry import UploadRegistry
+from tests.servers.upload_registry import PASSWORD, USER, UploadRegistry
 from tests.unit.release.conftest import Open
 from tests.unit.release.made import BAKED, layer, put_image, put_index, usual_layers
 
 COMMIT = str(BAKED["commit"])
-TOKEN = "canary-" + "0f1e2d3c4b5a" * 2
+TOKEN = "canary-" + "walnut-teapot-" * 2
 LABELS = {"io.modelbake.commit": COMMIT}
 
 
@@ -140,6 +140,7 @@ def test_bad_input_is_said_before_anything_is_asked(
 # --- what holds it ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("quarantine")
 def test_a_commit_is_found_by_the_label(server: UploadRegistry, open_repository: Open) -> None:
     repository = open_repository(server, "ml/minilm")
     put_image(repository, "1.0.0", labels=LABELS)
@@ -154,6 +155,7 @@ def test_a_commit_is_found_by_the_label(server: UploadRegistry, open_repository:
     assert found["1.0.0"].found == ("the weights' commit",)
 
 
+@pytest.mark.promise("quarantine")
 def test_a_file_is_found_in_the_baked_manifest(server: UploadRegistry, open_repository: Open) -> None:
     repository = open_repository(server, "ml/minilm")
     put_image(repository, "1.0.0", layers=usual_layers(), labels=LABELS)
@@ -172,6 +174,7 @@ def test_no_layer_of_weights_is_read_for_a_file(plain: UploadRegistry, open_repo
     assert plain.count("blob") - before == 2, "the configuration, and the top layer"
 
 
+@pytest.mark.promise("quarantine")
 def test_a_package_is_found_by_the_sbom_and_else_in_the_layers(
     server: UploadRegistry, open_repository: Open
 ) -> None:
@@ -195,6 +198,7 @@ def test_a_package_is_found_by_the_sbom_and_else_in_the_layers(
         assert asked(repository, other)["1.0.0"].state == "clean", "another version, deleted, not installed"
 
 
+@pytest.mark.promise("quarantine")
 @pytest.mark.parametrize(
     ("layers", "labels", "place"),
     [
@@ -232,6 +236,7 @@ def test_a_layer_that_images_share_is_searched_once(plain: UploadRegistry, open_
     assert plain.count("blob") - before == 4, "three configurations, one layer"
 
 
+@pytest.mark.promise("quarantine")
 def test_what_cannot_be_read_is_unknown(plain: UploadRegistry, open_repository: Open) -> None:
     repository = open_repository(plain, "ml/minilm")
     put_image(repository, "1.0.0", layers=[layer({"x": "y" * 2000})[:1100]])
@@ -239,6 +244,7 @@ def test_what_cannot_be_read_is_unknown(plain: UploadRegistry, open_repository: 
     assert answer.state == "unknown" and "cannot be read" in answer.found[0]
 
 
+@pytest.mark.promise("quarantine")
 def test_every_platform_of_an_index_counts(plain: UploadRegistry, open_repository: Open) -> None:
     repository = open_repository(plain, "ml/minilm")
     images = [put_image(repository, labels={"io.modelbake.commit": each}) for each in (COMMIT, "f" * 40)]
@@ -295,6 +301,7 @@ def test_all_names_of_an_image_are_gathered() -> None:
     assert (first.candidates, first.others) == (("candidate-x",), ("mine",))
 
 
+@pytest.mark.promise("quarantine")
 def test_an_image_without_a_version_is_found_by_its_record(
     plain: UploadRegistry, open_repository: Open
 ) -> None:
@@ -327,13 +334,28 @@ def test_an_image_without_a_version_is_found_by_its_record(
         (production("1.0.1", "1.0.2"), {"1": "affected", "2": "affected"}, "", None),
         (production("1.0.2"), {"2": "affected"}, "", None),
         (
+            production("1.0.1", "1.0.2", "1.0.3", "1.0.2", kinds={4: "rollback"}),
+            {"1": "clean", "2": "affected", "3": "clean"},
+            "",
+            "1.0.1",
+        ),
+        (
             production("1.0.1", "1.0.2", at=a("9")),
             {"1": "affected", "2": "clean", "9": "affected"},
             "",
             "1.0.2",
         ),
     ],
-    ids=["before", "two back", "unknown is no place", "in quarantine", "none", "the first", "moved by hand"],
+    ids=[
+        "before",
+        "two back",
+        "unknown is no place",
+        "in quarantine",
+        "none",
+        "the first",
+        "rolled back from",
+        "moved by hand",
+    ],
 )
 def test_a_channel_goes_back_to_the_last_one_that_is_known_to_be_free(
     channel: Channel, states: Mapping[str, str], quarantined: str, target: str | None
@@ -412,6 +434,7 @@ def test_the_next_version(released: Sequence[str], version: str) -> None:
 # --- quarantine -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("quarantine")
 def test_what_is_in_quarantine_is_neither_promoted_nor_rolled_back_to(
     server: UploadRegistry, open_repository: Open
 ) -> None:
@@ -437,12 +460,67 @@ def test_what_is_in_quarantine_is_neither_promoted_nor_rolled_back_to(
     assert [each.reason for each in quarantines(repository, bad)] == ["holds it", "holds more"]
 
 
+@pytest.mark.control("quarantine")
+def test_what_is_in_no_quarantine_is_promoted_and_rolled_back_to(
+    server: UploadRegistry, open_repository: Open
+) -> None:
+    repository = open_repository(server, "ml/minilm")
+    images = [put_image(repository, version, note=version) for version in ("1.0.0", "1.1.0")]
+    mover = Mover(repository, "minilm", "production", quiet(), "me")
+    put_into_quarantine(repository, put_image(repository, "1.2.0", note="another"), Quarantine("holds it"))
+    digests = [mover.promote("1.0.0", ChannelEntry()), mover.promote("1.1.0", ChannelEntry())]
+    assert digests == [image.digest for image in images]
+    assert mover.rollback() == images[0].digest
+
+
 def plain_tags(server: UploadRegistry, repository: RegistryRepository) -> dict[str, Manifest | None]:
     """The tags that are no list of referrers, with what they name."""
     names = [tag for tag in repository.registry.tags(repository.path) if not tag.startswith("sha256-")]
     return {name: repository.manifest(name) for name in names}
 
 
+@pytest.mark.promise("quarantine")
+def test_the_verb_moves_what_it_can_and_says_what_it_cannot(
+    plain: UploadRegistry,
+    open_repository: Open,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for model, versions in (("first", ("1.0.0",)), ("second", ("1.0.0", "1.1.0"))):
+        repository = open_repository(plain, f"ml/{model}")
+        for version in versions:
+            bad = version == versions[-1]
+            put_image(repository, version, labels=LABELS if bad else {"io.modelbake.commit": "f" * 40})
+            Mover(repository, model, "production", quiet(), "me").promote(version, ChannelEntry())
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("", plain.host), ("_USER", USER), ("_PASSWORD", PASSWORD)):
+        monkeypatch.setenv(f"MODELBAKE_REGISTRY{name}", value)
+    entry = {"version": "1.0.0", "source": "hf://acme/minilm", "runtime": "weights"}
+    document = {"registry": f"{plain.host}/ml", "models": {"first": entry, "second": entry, "third": entry}}
+    Path("models.yaml").write_text(json.dumps(document))
+
+    assert run(["incident", "--commit", COMMIT]) == 0
+    before = capsys.readouterr().out
+    assert "--quarantine" in before and "--channel production --to 1.0.0" in before
+    assert run(["incident", "--commit", COMMIT, "--quarantine", "--json"]) == 72
+    said = capsys.readouterr()
+    assert "first: production stays at 1.0.0: no earlier version" in said.err
+    found = json.loads(said.out)
+    moved = {each["model"]: each["moved_to"] for each in found["channels"]}
+    assert moved == {"first": None, "second": "1.0.0"}
+    tags = plain.repositories["ml/second"].tags
+    assert tags["production"] == tags["1.0.0"]
+    assert run(["incident", "--commit", COMMIT, "second", "--json"]) == 0
+    (image,) = (each for each in json.loads(capsys.readouterr().out)["images"] if each["state"] == "affected")
+    assert image["quarantined"] and image["channels"] == []
+    assert run(["channels", "first"]) == 0
+    assert "production is in quarantine since" in capsys.readouterr().err
+    plain.trouble("tags", status=403, times=99)
+    assert run(["incident", "--commit", COMMIT, "second"]) == 62, "the question could not be answered"
+
+
+@pytest.mark.promise("quarantine")
 def test_a_document_that_cannot_be_read_is_a_quarantine_all_the_same(
     server: UploadRegistry, open_repository: Open
 ) -> None:
