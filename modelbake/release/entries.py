@@ -44,8 +44,10 @@ class SigningEntry(Entry):
     explained = MappingProxyType(
         {
             "key": "write 'public_key'; the private one is named by MODELBAKE_SIGNING_KEY in the environment",
-            "private_key": "the private key is named by MODELBAKE_SIGNING_KEY in the environment",
-            "password": "set COSIGN_PASSWORD in the environment",
+            **dict.fromkeys(
+                ("private_key", "password"),
+                "the environment names the private key by MODELBAKE_SIGNING_KEY, its password by COSIGN_PASSWORD",
+            ),
         }
     )
 
