@@ -46,7 +46,8 @@ class SigningEntry(Entry):
             "key": "write 'public_key'; the private one is named by MODELBAKE_SIGNING_KEY in the environment",
             **dict.fromkeys(
                 ("private_key", "password"),
-                "the environment names the private key by MODELBAKE_SIGNING_KEY, its password by COSIGN_PASSWORD",
+                "in the environment: MODELBAKE_SIGNING_KEY names the private key, COSIGN_PASSWORD has its"
+                " password",
             ),
         }
     )
