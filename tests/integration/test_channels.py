@@ -193,9 +193,9 @@ ACTS: dict[str, tuple[Act, tuple[str, ...], str]] = {
 }
 
 
-def step(act: str) -> int:
-    """Return at every how many requests something is tried; quick runs try all of a promotion."""
-    return 1 if full() or act == "promote" else 4
+def step(act: str, promote: int = 1) -> int:
+    """Return at every how many requests something is tried; quick runs try a promotion's most."""
+    return 1 if full() else promote if act == "promote" else 6
 
 
 def require_true(
@@ -327,7 +327,7 @@ def test_any_fault_at_any_request(released: Released, proxy: RegistryProxy, act:
     chance = random.Random(act)
     waiting = ("hang", "slow")
     kinds = [kind for kind in KINDS if full() or kind not in waiting]
-    for nth in range(1, requests + 1, step(act)):
+    for nth in range(1, requests + 1, step(act, promote=2)):
         chosen = kinds if full() and act == "promote" else chance.sample(kinds, cases(1, 4))
         for action in chosen:
             times = 1 if action in waiting else chance.choice((1, 1000))
