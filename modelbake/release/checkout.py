@@ -11,7 +11,7 @@ from pathlib import Path
 from modelbake.process import without_secrets
 from modelbake.release.provenance import Checkout, repository_of
 
-_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _SECONDS = 20.0
 
 
@@ -20,13 +20,19 @@ def checkout_of(folder: Path, environment: Mapping[str, str]) -> Checkout | None
 
     A remote's address is not asked for: people keep tokens in it. `environment` of a CI job names one.
     """
-    commit = (_git(folder, "rev-parse", "HEAD") or "").strip()
+    commit = head_of(folder)
     uri = repository_of(environment)
-    if not _COMMIT.fullmatch(commit):
-        named = environment.get("GITHUB_SHA") or environment.get("CI_COMMIT_SHA") or ""
-        return Checkout(named, uri) if uri and _COMMIT.fullmatch(named) else None
+    if commit is None:
+        named = environment.get("GITHUB_SHA") or environment.get("CICOMMIT_SHA") or ""
+        return Checkout(named, uri) if uri and COMMIT.fullmatch(named) else None
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return Checkout(commit, uri, changed=changed != "")
+
+
+def head_of(folder: Path) -> str | None:
+    """Return the commit that is checked out where a folder lies; None where git knows none."""
+    commit = (_git(folder, "rev-parse", "--verify", "HEAD") or "").strip()
+    return commit if COMMIT.fullmatch(commit) else None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -37,6 +43,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
         done = subprocess.run(
             command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, subprocess.SubprocessError):  # no git here
         return None
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None

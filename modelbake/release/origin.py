@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import socket
-import subprocess
 from pathlib import Path
 
-from modelbake.process import without_secrets
+from modelbake.release.checkout import COMMIT, head_of
 
 _ACTORS = ("GITHUB_ACTOR", "GITLAB_USER_LOGIN")
 _COMMITS = ("GITHUB_SHA", "CI_COMMIT_SHA")
-_COMMIT = re.compile(r"[0-9a-f]{40,64}")
-_PATIENCE = 10.0  # seconds for git
 
 
 def who() -> str:
@@ -31,18 +27,5 @@ def who() -> str:
 
 def commit_of(folder: Path) -> str | None:
     """Return the commit that is checked out where a folder lies, else the CI's, None without either."""
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--verify", "HEAD"],
-            env=without_secrets(os.environ),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-        found = asked.stdout.strip()
-    except (OSError, subprocess.SubprocessError, ValueError):  # no git here
-        found = ""
-    candidates = (found, *(os.environ.get(name, "") for name in _COMMITS))
-    return next((each for each in candidates if _COMMIT.fullmatch(each)), None)
+    named = (os.environ.get(name, "") for name in _COMMITS)
+    return head_of(folder) or next((each for each in named if COMMIT.fullmatch(each)), None)
