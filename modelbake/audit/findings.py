@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelbake.audit.rules import RULES, Rule
+from modelbake.errors import AuditFailed
 from modelbake.tables import table
 
 _SHOWN = 90  # characters of a path in the table
@@ -62,6 +63,17 @@ def finding(rule: str, path: str, message: str = "", layer: int = 0, offset: int
     """Return a finding of a rule by its id; without a message of its own it has the rule's title."""
     found = RULES[rule]
     return Finding(found, path, message or found.title, layer, offset)
+
+
+def require_passed(findings: Findings) -> None:
+    """Raise AuditFailed, which names the rules, where anything has to be seen to."""
+    if not findings.passed:
+        rules = ", ".join(dict.fromkeys(each.rule.id for each in findings.failing))
+        raise AuditFailed(
+            f"{len(findings.failing)} findings: {rules}",
+            subject=findings.image,
+            hint="docs/audit.md says what each rule means and what to do",
+        )
 
 
 def as_document(findings: Findings) -> dict[str, Any]:

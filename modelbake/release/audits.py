@@ -20,7 +20,7 @@ from pydantic import Field, JsonValue, ValidationError
 import modelbake.audit
 import modelbake.layertar
 from modelbake import __version__
-from modelbake.errors import AuditFailed, RegistryAuthError, RegistryError, RegistryUnavailable
+from modelbake.errors import RegistryAuthError, RegistryError, RegistryUnavailable
 from modelbake.plan import LABEL_PREFIX
 from modelbake.records import Digest, Record, json_digest, parse
 from modelbake.referrers import Document, attach, read, referrers
@@ -145,7 +145,7 @@ def audit_image(
     `audit.auditing.audit` raises.
     """
     from modelbake.audit.auditing import audit
-    from modelbake.audit.findings import in_words
+    from modelbake.audit.findings import in_words, require_passed
     from modelbake.audit.images import RepositoryImage
     from modelbake.audit.layer import LayerFacts
 
@@ -173,13 +173,7 @@ def audit_image(
     lines = in_words(findings)
     for line in lines[-1:] if findings.passed else lines:
         output.event("audited", line, level="info" if findings.passed else "warning")
-    if not findings.passed:
-        rules = ", ".join(dict.fromkeys(each.rule.id for each in findings.failing))
-        raise AuditFailed(
-            f"{len(findings.failing)} findings: {rules}",
-            subject=findings.image,
-            hint="docs/audit.md says what each rule means and what to do",
-        )
+    require_passed(findings)
     return findings
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from modelbake.workspace import Workspace
 
 
+_LARGEST_SECRET = 4096  # bytes
+
+
 def model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `NAME...` and `--all`."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="a model of models.yaml")
@@ -40,6 +43,25 @@ def secret_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what reaches a build as secret mounts."""
     parser.add_argument("--ca-bundle", type=Path, metavar="FILE", help="PEM CAs (or MODELBAKE_CA_BUNDLE)")
     parser.add_argument("--pip-config", type=Path, metavar="FILE", help="pip.conf (or MODELBAKE_PIP_CONFIG)")
+
+
+def secret_of(path: Path, option: str) -> Secret:
+    """Return the secret that a file holds and nothing else. Raises UsageError."""
+    from modelbake.audit.tokens import SHORTEST_CANARY
+    from modelbake.credentials import Secret
+
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_SECRET + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror})", subject=option) from error
+    if len(raw.strip()) < SHORTEST_CANARY or len(raw) > _LARGEST_SECRET:
+        raise UsageError(
+            f"{path} holds no secret of {SHORTEST_CANARY} to {_LARGEST_SECRET} bytes",
+            subject=option,
+            hint="one secret a file, and nothing else in it",
+        )
+    return Secret(raw.strip())
 
 
 def trial_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelbake.errors import AuditFailed, EngineNotFound, ImageNotFound, UsageError
+from modelbake.errors import EngineNotFound, ImageNotFound, UsageError
 from modelbake.output import Output
+from modelbake.verbs import built_image, secret_of
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 SUMMARY = "look for secrets, pickles, foreign files and loose rights in every layer of an image"
 
 _LAYOUT = "oci:"
-_LARGEST_CANARY = 4096  # bytes
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print what was found. Raises AuditFailed where anything but notes was."""
     from modelbake.audit.auditing import audit
-    from modelbake.audit.findings import as_document, in_words
+    from modelbake.audit.findings import as_document, in_words, require_passed
     from modelbake.audit.layer import LayerFacts
 
     canaries = _canaries(args.canary_file, output)
@@ -79,13 +79,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     else:
         for line in in_words(findings):
             output.result(line)
-    if not findings.passed:
-        rules = ", ".join(dict.fromkeys(each.rule.id for each in findings.failing))
-        raise AuditFailed(
-            f"{len(findings.failing)} findings: {rules}",
-            subject=findings.image,
-            hint="docs/audit.md says what each rule means and what to do",
-        )
+    require_passed(findings)
 
 
 def _model(args: argparse.Namespace, workspace: Workspace) -> str | None:
@@ -126,8 +120,6 @@ def _image(
 
     given: str = args.image
     if given == name:
-        from modelbake.verbs import built_image
-
         (spec,) = workspace.config.select([name], all=False)
         plan = workspace.plan(spec)
         with engines.connect() as engine:
@@ -177,22 +169,9 @@ def _in_layout(given: str) -> Image:
 def _canaries(files: list[Path], output: Output) -> list[Secret]:
     """Return the secrets to look for: those of the files, and this machine's hub token, if it has one."""
     from modelbake.audit.tokens import SHORTEST_CANARY
-    from modelbake.credentials import Secret, hub_token
+    from modelbake.credentials import hub_token
 
-    found = []
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                raw = file.read(_LARGEST_CANARY + 1)
-        except OSError as error:
-            raise UsageError(f"cannot read {path} ({error.strerror})", subject="--canary-file") from error
-        if len(raw.strip()) < SHORTEST_CANARY or len(raw) > _LARGEST_CANARY:
-            raise UsageError(
-                f"{path} holds no secret of {SHORTEST_CANARY} to {_LARGEST_CANARY} bytes",
-                subject="--canary-file",
-                hint="one secret a file, and nothing else in it",
-            )
-        found.append(Secret(raw.strip()))
+    found = [secret_of(path, "--canary-file") for path in files]
     token = hub_token()
     if token and len(token.reveal_bytes()) >= SHORTEST_CANARY:
         found.append(token)

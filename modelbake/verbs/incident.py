@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelbake.errors import ModelbakeError, ReleaseError, UsageError
+from modelbake.errors import ModelbakeError, ReleaseError
 from modelbake.output import Output
+from modelbake.verbs import secret_of
 from modelbake.verbs.promote import mover_of
 from modelbake.workspace import Workspace
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "find what holds a commit, a file, a package or a leaked token, and take channels off it"
 
-_LARGEST_TOKEN = 4096  # bytes
 _AT_ONCE = 4  # images that are asked about at the same time
 
 
@@ -102,24 +102,9 @@ def _question(args: argparse.Namespace, output: Output) -> Question:
         return parse_file(args.file_sha256)
     if args.package is not None:
         return parse_package(args.package)
-    from modelbake.audit.tokens import SHORTEST_CANARY
-    from modelbake.credentials import Secret
-
-    path: Path = args.token_file
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_TOKEN + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {path} ({error.strerror})", subject="--token-file") from error
-    if len(raw.strip()) < SHORTEST_CANARY or len(raw) > _LARGEST_TOKEN:
-        raise UsageError(
-            f"{path} holds no secret of {SHORTEST_CANARY} to {_LARGEST_TOKEN} bytes",
-            subject="--token-file",
-            hint="one secret, and nothing else in the file",
-        )
-    secret = Secret(raw.strip())
+    secret = secret_of(args.token_file, "--token-file")
     output.redactor.add(secret)
-    return TokenQuestion(secret, str(path))
+    return TokenQuestion(secret, str(args.token_file))
 
 
 def _find(specs: list[ModelSpec], question: Question, workspace: Workspace, output: Output) -> Incident:
