@@ -48,7 +48,8 @@ clean: ## stop what scripts/engine and scripts/registry started, remove what was
 
 $(STAMP): requirements/dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
+	@# The list is complete: what pip would resolve again may have changed on the index since.
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/dev.txt
 	touch $@
 
 # What the tests compare a served embedding with: the same model run directly.

@@ -59,12 +59,20 @@ class Workspace:
         return self._read[0]
 
     @cached_property
-    def _read(self) -> tuple[Config, Mapping[str, Runtime]]:
+    def declared(self) -> Config:
+        """models.yaml, checked by itself: what is done to released images needs no runtime's folder here.
+
+        Raises ConfigError.
+        """
         from modelbake.config import load_config
+
+        return load_config(self.file)
+
+    @cached_property
+    def _read(self) -> tuple[Config, Mapping[str, Runtime]]:
         from modelbake.runtime import check_runtimes
 
-        config = load_config(self.file)
-        return config, check_runtimes(config, self.images)
+        return self.declared, check_runtimes(self.declared, self.images)
 
     def bases(self) -> list[str]:
         """Return the base images that the models are built from."""

@@ -143,7 +143,8 @@ def steps(
     for model in rebuilt.values():
         lines.append(
             f"rebuild: `version: {next_version(model.released)}` of {model.model} in models.yaml, then"
-            f" `build.py lock {model.model}`, `build.py publish {model.model}`, and promote it"
+            f" `build.py lock {model.model}`, `build.py publish {model.model} --untagged`,"
+            f" `build.py release {model.model}`, and promote it"
         )
     if affected:
         lines.append("hosts: those that run one of these digests keep it until they are given another")

@@ -37,7 +37,7 @@ def missing(entry: ChannelEntry, facts: Facts) -> list[str]:
         devices = ", ".join(sorted(report.device for report in facts.reports))
         lines.append(
             "gpu_report: no passing report of a run on a GPU is kept beside it"
-            f" (there is one of: {devices or 'no device'}); `smoke` on a GPU host and `push` again keep one"
+            f" (there is one of: {devices or 'no device'}); raise `version`, and test it on a GPU"
         )
     if "audit" in entry.require and facts.audit is not None:
         lines.append(f"audit: {facts.audit}")
@@ -53,7 +53,7 @@ def require(entry: ChannelEntry, facts: Facts, subject: str, channel: str) -> No
         raise PolicyRefused(
             f"{channel} requires what it does not have\n" + "\n".join(f"  {line}" for line in lines),
             subject=subject,
-            hint=f"`channels: {channel}` of models.yaml says what is required",
+            hint=f"`channels: {channel}` of models.yaml requires it; `build.py release` audits and signs",
         )
 
 

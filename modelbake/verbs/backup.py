@@ -36,8 +36,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.release.backupfolder import BackupFolder
     from modelbake.release.places import folder_of, opened_place, show
 
-    specs = workspace.config.select(args.names, all=args.all)
-    registry = workspace.config.registry
+    specs = workspace.declared.select(args.names, all=args.all)
+    registry = workspace.declared.registry
     path = folder_of(args.output, "--output", registry)
     folder = BackupFolder.create(path) if path else None
     copied: dict[str, Copied] = {}

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.release.quarantine import quarantines
     from modelbake.release.records import channels_of
 
-    config = workspace.config
+    config = workspace.declared
     made: list[tuple[str, ...]] = []
     documents: list[dict[str, Any]] = []
 

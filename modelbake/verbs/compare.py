@@ -33,11 +33,11 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.history import Version, opened, read_version
     from modelbake.report import find_report
 
-    (spec,) = workspace.config.select([args.name], all=False)
+    (spec,) = workspace.declared.select([args.name], all=False)
     for version in (args.before, args.now):
         if not VERSION.matches(version):
             raise UsageError(f"expected {VERSION.expected}, got {version!r}")
-    with opened(workspace.config.registry, spec.name, output) as repository:
+    with opened(workspace.declared.registry, spec.name, output) as repository:
 
         def find(version: str) -> Version:
             if found := read_version(repository, spec.name, version, output):

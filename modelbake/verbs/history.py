@@ -28,8 +28,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print one line a version and device, the newest version first."""
     from modelbake.history import as_document, as_table, opened, read_history
 
-    (spec,) = workspace.config.select([args.name], all=False)
-    with opened(workspace.config.registry, spec.name, output) as repository:
+    (spec,) = workspace.declared.select([args.name], all=False)
+    with opened(workspace.declared.registry, spec.name, output) as repository:
         history = read_history(repository, spec.name, workspace.reports, output)
         where = repository.name
     if args.html:

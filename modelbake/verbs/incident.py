@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.release.incident import as_document, as_table, steps
 
     question = _question(args, output)
-    specs = workspace.config.select(args.names, all=not args.names)
+    specs = workspace.declared.select(args.names, all=not args.names)
     incident = _find(specs, question, workspace, output)
     moved: dict[tuple[str, str], str] = {}
     failures: list[str] = []
@@ -123,8 +123,8 @@ def _find(specs: list[ModelSpec], question: Question, workspace: Workspace, outp
     answers: dict[tuple[str, str], Answer] = {}
     quarantined: dict[str, frozenset[str]] = {}
     for spec in specs:
-        with opened(workspace.config.registry, spec.name, output) as repository:
-            held = read_holdings(repository, spec.name, workspace.config.channels, output)
+        with opened(workspace.declared.registry, spec.name, output) as repository:
+            held = read_holdings(repository, spec.name, workspace.declared.channels, output)
             output.event("incident_model", f"{spec.name}: {len(held.images)} images in {repository.name}")
             found = parallel(held.images, _answering(searcher, repository, held), at_once)
             marked = parallel(list(held.manifests.values()), _marking(repository), _AT_ONCE)
@@ -161,7 +161,7 @@ def _quarantine(
     failures: list[str] = []
     # All marks first: from then on nobody promotes one of these, whatever happens to this run.
     for held, image, _ in incident.of("affected"):
-        with opened(workspace.config.registry, held.model, output) as repository:
+        with opened(workspace.declared.registry, held.model, output) as repository:
             if put_into_quarantine(repository, held.manifests[image.digest], reason):
                 output.event(
                     "quarantined", f"{held.model} {image.name} is in quarantine now", digest=image.digest
@@ -171,7 +171,7 @@ def _quarantine(
         if escape.target is None:
             failures.append(f"{what} stays at {escape.version}: no earlier version is known to be free of it")
             continue
-        with opened(workspace.config.registry, escape.model, output) as repository:
+        with opened(workspace.declared.registry, escape.model, output) as repository:
             mover = mover_of(workspace, repository, escape.model, escape.channel, output)
             try:
                 mover.rollback(escape.target.version, escape.digest if escape.by_hand else None)

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.history import opened
     from modelbake.release.moving import require_channel, require_digest
 
-    config = workspace.config
+    config = workspace.declared
     (spec,) = config.select([args.name], all=False)
     require_channel(args.to, list(config.channels), "--to")
     require_digest(args.over)
@@ -72,5 +72,5 @@ def verifier(workspace: Workspace, output: Output) -> Verify | None:
     """Return what raises SignatureError for an image that is not signed as `signing` says; None without."""
     from modelbake.release.signing import Signing
 
-    entry = workspace.config.signing
+    entry = workspace.declared.signing
     return None if entry is None else Signing.of(entry, workspace.file.absolute().parent, output).verify

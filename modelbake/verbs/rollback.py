@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.history import opened
     from modelbake.release.moving import require_channel, require_digest
 
-    config = workspace.config
+    config = workspace.declared
     (spec,) = config.select([args.name], all=False)
     require_channel(args.channel, list(config.channels), "--channel")
     require_digest(args.over)

@@ -30,11 +30,11 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.release.documents import SBOM_TYPE, released_document
     from modelbake.release.provenance import PROVENANCE_TYPE
 
-    (spec,) = workspace.config.select([args.name], all=False)
+    (spec,) = workspace.declared.select([args.name], all=False)
     version = args.version or spec.version
     if not VERSION.matches(version):
         raise UsageError(f"{version!r} is not a semantic version", hint='such as "1.4.0"')
     media_type = PROVENANCE_TYPE if args.provenance else SBOM_TYPE
-    with opened(workspace.config.registry, spec.name, output) as repository:
+    with opened(workspace.declared.registry, spec.name, output) as repository:
         raw = released_document(repository, spec.name, version, media_type, output)
     output.result(raw.decode(errors="replace").rstrip("\n"))

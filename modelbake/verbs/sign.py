@@ -29,8 +29,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.release.weightsignature import sign_weights
     from modelbake.versiontag import released_versions
 
-    (spec,) = workspace.config.select([args.name], all=False)
-    entry = workspace.config.signing
+    (spec,) = workspace.declared.select([args.name], all=False)
+    entry = workspace.declared.signing
     if entry is None:
         raise SigningFailed(
             "models.yaml does not say with which key signatures are verified",
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         )
     version = args.version or spec.version
     signing = Signing.of(entry, workspace.file.parent, output)
-    with opened(workspace.config.registry, spec.name, output) as repository:
+    with opened(workspace.declared.registry, spec.name, output) as repository:
         known = released_versions(repository.registry, repository.path)
         manifest = repository.manifest(version) if version in known else None
         if manifest is None:

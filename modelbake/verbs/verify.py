@@ -96,13 +96,13 @@ def _reference(args: argparse.Namespace, workspace: Workspace) -> tuple[Referenc
         if args.version is not None:
             raise UsageError("a reference has its tag in itself: VERSION goes with the name of a model")
         return split_reference(given), False
-    (spec,) = workspace.config.select([given], all=False)
+    (spec,) = workspace.declared.select([given], all=False)
     version = args.version or spec.version
     if not VERSION.matches(version):
         raise UsageError(
             f"{version!r} is not a version", hint=f"`build.py history {given}` lists what there is"
         )
-    return split_reference(f"{workspace.config.registry}/{given}:{version}"), True
+    return split_reference(f"{workspace.declared.registry}/{given}:{version}"), True
 
 
 def _signing(
@@ -118,7 +118,7 @@ def _signing(
         return signing
     if not is_model and not workspace.file.exists():
         return None
-    entry = workspace.config.signing
+    entry = workspace.declared.signing
     return None if entry is None else Signing.of(entry, workspace.file.parent, output)
 
 
@@ -129,8 +129,8 @@ def _locked(workspace: Workspace, reference: Reference) -> Locked | None:
     if not workspace.file.exists():
         return None
     registry, _, name = reference.name.rpartition("/")
-    spec = workspace.config.models.get(name)
-    if spec is None or registry != workspace.config.registry:
+    spec = workspace.declared.models.get(name)
+    if spec is None or registry != workspace.declared.registry:
         return None
     return Locked(spec.version, lambda: workspace.locked(spec))
 
@@ -138,7 +138,7 @@ def _locked(workspace: Workspace, reference: Reference) -> Locked | None:
 def _channel(name: str | None, workspace: Workspace) -> tuple[str, ChannelEntry] | None:
     if name is None:
         return None
-    channels = workspace.config.channels
+    channels = workspace.declared.channels
     if name not in channels:
         raise UsageError(f"there is no channel {name!r}", hint=f"models.yaml has: {', '.join(channels)}")
     return name, channels[name]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modelbake import errors
+from modelbake import cli, errors
 from modelbake.cli import VERBS
 from modelbake.lock import Lock, LockedFile, LockedModel
 from modelbake.lockfile import write_lock
@@ -232,3 +232,28 @@ def test_locked_weights_that_cannot_fit_are_refused_before_an_engine_is_asked(
     assert refused.returncode == errors.ImageTooLarge.exit_code, refused.stderr
     assert "m 1.0.0: the image is at least 15.00 GB unpacked" in refused.stderr
     assert "at least" not in run("16 GB").stderr, "control"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["promote", "a", "1.0.0", "--to", "production"],
+        ["rollback", "a", "--channel", "production"],
+        ["channels", "a"],
+        ["history", "a"],
+        ["verify", "a"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_is_done_to_released_images_needs_no_runtime_here(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rollback must not fail because somebody has moved a folder."""
+    models = tmp_path / "models.yaml"
+    models.write_text(
+        "registry: 127.0.0.1:1/ml\nmodels:\n"
+        '  a: {version: "1.0.0", source: hf://acme/a, runtime: ./services/gone}\n'
+    )
+    assert cli.run([*command, "--file", str(models)]) == 61, "the registry is what is asked"
+    assert "services/gone" not in capsys.readouterr().err
+    assert cli.run(["check", "--file", str(models)]) == 10, "control"
