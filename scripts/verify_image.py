@@ -65,6 +65,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 NAME = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?")
+WORD = re.compile(r"[\x21-\x7e]+")  # what a header may hold of a token
 HUB, HUB_API, HUB_KEY = "docker.io", "registry-1.docker.io", "https://index.docker.io/v1/"
 
 Point = tuple[int, int]  # x and y; None at infinity
@@ -205,10 +206,10 @@ def parse_reference(text: str) -> Reference:
 
 def is_loopback(host: str) -> bool:
     """Tell whether `host[:port]` is this machine."""
-    name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
     try:
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        if name == "localhost":
+            return True
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
@@ -224,10 +225,12 @@ def login_of(host: str) -> str | None:
         for key in (HUB_KEY,) if host == HUB else (host, f"https://{host}", f"https://{host}/v2/"):
             entry = auths.get(key)
             if isinstance(entry, dict) and isinstance(entry.get("auth"), str) and entry["auth"]:
+                if not WORD.fullmatch(entry["auth"]):
+                    raise ValueError
                 return str(entry["auth"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise Problem(f"{path} cannot be read", 2) from None  # the parser's own words could quote it
     return None
 
@@ -306,6 +309,8 @@ class Registry:
                 return error.code, b"", ", ".join(error.headers.get_all("WWW-Authenticate") or ())
         except (OSError, http.client.HTTPException) as error:
             raise Problem(f"{self.reference.host} cannot be read from ({error})", 3) from error
+        except (ValueError, OverflowError):  # of an address
+            raise Problem(f"{self.reference.host} cannot be asked: an address is malformed", 3) from None
 
     def _log_in(self, challenge: str) -> str:
         basic = f"Basic {self.login}" if self.login else None
@@ -317,7 +322,7 @@ class Registry:
             return basic
         facts = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
         realm = facts.get("realm", "")
-        host = urllib.parse.urlsplit(realm).netloc
+        host = realm.partition("://")[2].partition("/")[0]
         if not realm.startswith("https://") and not (realm.startswith("http://") and is_loopback(host)):
             raise Problem(f"{self.reference.host} names a token service without TLS", 3)
         asked = {"service": facts.get("service", ""), "scope": f"repository:{self.reference.path}:pull"}
@@ -325,7 +330,7 @@ class Registry:
         status, body, _ = self._ask(url, {"Authorization": basic} if basic else {})
         document = as_object(body)
         token = document.get("token") or document.get("access_token")
-        if status != 200 or not isinstance(token, str):
+        if status != 200 or not isinstance(token, str) or not WORD.fullmatch(token):
             raise Problem(f"{host} gives no token for {self.reference.name} (HTTP {status})", 3)
         return f"Bearer {token}"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COSIGN_SUFFIXES = (".sig", ".att", ".sbom")
 _ABOUT = re.compile(r"(sha256)-([0-9a-f]{64})(?:\.sig|\.att|\.sbom)?")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -108,5 +108,5 @@ def _listed(repository: RegistryRepository, subject: Manifest, tags: Collection[
         entries = [*entries, *(listed if isinstance(listed, list) else [])]
     for entry in entries:
         digest = entry.get("digest") if isinstance(entry, dict) else None
-        if isinstance(digest, str) and _DIGEST.fullmatch(digest):
+        if isinstance(digest, str) and DIGEST.fullmatch(digest):
             yield digest

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -137,9 +138,16 @@ def decode_audit(raw: bytes, manifest: Manifest, digest: str) -> KeptAudit | Non
 
 
 def audit_image(
-    repository: RegistryRepository, manifest: Manifest, expected: Expected, output: Output
+    repository: RegistryRepository,
+    manifest: Manifest,
+    expected: Expected,
+    output: Output,
+    is_signed: Callable[[str], bool] | None = None,
 ) -> Findings | None:
     """Audit an image; return what was found, None where a clean audit of today's rules is kept.
+
+    `is_signed`: tells of a digest whether those have signed it whose signature counts; only audits of theirs
+    are believed then, for whoever may push could have written one. None: nobody signs here.
 
     Raises AuditFailed where anything but notes was found, after a line for each of it; and what
     `audit.auditing.audit` raises.
@@ -151,7 +159,7 @@ def audit_image(
 
     wanted = expected_digest(expected)
     for kept in kept_audits(repository, manifest):
-        if kept.is_current and kept.expected == wanted:
+        if kept.is_current and kept.expected == wanted and (is_signed is None or is_signed(kept.digest)):
             output.event(
                 "audit_kept", f"audited on {kept.created[:10]}, by the same rules", digest=kept.digest
             )

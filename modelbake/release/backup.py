@@ -19,7 +19,7 @@ from modelbake.errors import BackupError, RegistryError
 from modelbake.manifest import Descriptor, Manifest
 from modelbake.parallel import parallel
 from modelbake.referrers import list_by_tag, referrers_tag
-from modelbake.release.attachments import COSIGN_SUFFIXES, subject_of_tag
+from modelbake.release.attachments import COSIGN_SUFFIXES, DIGEST, subject_of_tag
 from modelbake.release.contents import AT_ONCE, Contents, never_moves, registry_contents
 from modelbake.stream.repository import RegistryRepository, Repository
 
@@ -153,7 +153,7 @@ def _bring(
 def _put(target: RegistryRepository, manifest: Manifest, tags: Mapping[str, Manifest]) -> None:
     subject = manifest.document().get("subject")
     about = subject.get("digest") if isinstance(subject, dict) else None
-    if not isinstance(about, str):
+    if not isinstance(about, str) or not DIGEST.fullmatch(about):  # a list of it has no name then
         if target.manifest(manifest.digest) is None:
             target.put_manifest(manifest.digest, manifest)
     elif not target.registry.put_referrer(target.path, manifest) and referrers_tag(about) not in tags:

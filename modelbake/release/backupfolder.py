@@ -10,6 +10,7 @@ it: `skopeo inspect oci:DIR:NAME/1.4.2`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,7 @@ from modelbake.release.contents import Contents, gathered
 from modelbake.stream.layout import REF_NAME, LayoutRepository
 from modelbake.stream.repository import LARGEST_DOCUMENT
 
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MODEL = LABEL_PREFIX + "model"
 _DAMAGED = (
     "this backup is damaged: remove that file, and run `backup` again while the registry has it; or restore"
@@ -63,6 +65,10 @@ class BackupFolder(LayoutRepository):
             tag = _tag_of(entry, model)
             if tag is None:
                 continue
+            if tag and not _TAG.fullmatch(tag):  # it becomes part of an address at the registry
+                raise BackupError(
+                    f"the index lists {tag[:200]!r}, which is no tag", subject=str(self.folder), hint=_DAMAGED
+                )
             manifest = self._manifest(_descriptor(entry, str(self.folder)))
             if tag:
                 tags[tag] = manifest

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelbake.audit.layer import MANIFEST
-from modelbake.errors import RegistryError
+from modelbake.errors import RegistryError, ReleaseError
 from modelbake.imagetar import UNREADABLE, as_file, unpacked, whiteout
 from modelbake.locked import LockedFile
 from modelbake.manifest import Manifest
-from modelbake.stream.repository import Repository, read_document
+from modelbake.plan import LABEL_PREFIX
+from modelbake.stream.repository import RegistryRepository, Repository, read_document
+from modelbake.tables import printable
 
 _LARGEST_LAYER = 64 << 20  # bytes as they are pulled; a larger one has something else
 _LARGEST = 64 << 20  # bytes of the manifest
@@ -51,6 +53,32 @@ def read_labels(repository: Repository, image: Manifest) -> dict[str, str]:
         raise RegistryError(
             "the configuration is not that of an image", subject=image.config.digest
         ) from error
+
+
+def require_said(repository: RegistryRepository, manifest: Manifest, model: str, version: str) -> None:
+    """Raise ReleaseError unless an image says of itself that it is this version of this model.
+
+    Its labels are covered by its digest, and so by a signature; a tag is not. Else an older version, or
+    another model, that the same key has signed would pass under any version tag.
+    """
+    subject = f"{repository.name}:{version}"
+    images = [manifest]
+    if manifest.is_index:
+        listed = [each.digest for each in manifest.manifests if each.platform != "unknown/unknown"]
+        images = [found for found in map(repository.manifest, listed) if found is not None]
+        if not images or len(images) != len(listed):
+            raise ReleaseError(f"{manifest.digest} lists an image that is not there", subject=subject)
+    for image in images:
+        labels = read_labels(repository, image)
+        said = tuple(labels.get(LABEL_PREFIX + key, "") for key in ("model", "version"))
+        if said != (model, version):
+            words = " ".join(printable(each) for each in said if each) or "nothing"
+            raise ReleaseError(
+                f"the version tag names {manifest.digest}, whose labels say {words}: somebody has put the tag"
+                " by hand",
+                subject=subject,
+                hint=f"`build.py release {model}` makes versions; find out who may push to this repository",
+            )
 
 
 def read_baked(repository: Repository, image: Manifest) -> Baked | None:

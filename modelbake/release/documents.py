@@ -26,7 +26,7 @@ from modelbake.release.inventory import read_inventory
 from modelbake.release.provenance import PREDICATE, PROVENANCE_TYPE, builder_of, make_provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from modelbake.manifest import Manifest
     from modelbake.output import Output
@@ -127,6 +127,16 @@ def released_document(
 def _find(
     repository: RegistryRepository, manifest: Manifest, media_type: str, output: Output
 ) -> bytes | None:
+    return next((raw for _, raw in usable_documents(repository, manifest, media_type, output)), None)
+
+
+def usable_documents(
+    repository: RegistryRepository, manifest: Manifest, media_type: str, output: Output
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the documents of one type that can be read and are about this image, by their manifests' digests.
+
+    Raises RegistryUnavailable, RegistryAuthError, and RegistryError where the list itself cannot be had.
+    """
     for referrer in referrers(repository, manifest, media_type):
         try:
             raw = read(repository, manifest, referrer.digest, media_type, _LARGEST)
@@ -138,8 +148,7 @@ def _find(
             )
             continue
         if _is_about(raw, manifest.digest):
-            return raw
-    return None
+            yield referrer.digest, raw
 
 
 def _is_about(raw: bytes, digest: str) -> bool:

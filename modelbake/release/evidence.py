@@ -14,7 +14,7 @@ from modelbake.errors import (
 )
 from modelbake.history import Version, single_image
 from modelbake.parallel import parallel
-from modelbake.release.audits import kept_audit
+from modelbake.release.audits import kept_audits
 from modelbake.release.policy import Facts
 from modelbake.release.promotion import carry_out, look
 from modelbake.reportstore import kept_reports
@@ -55,7 +55,7 @@ def gather(
     if "signature" in entry.require:
         signature = signature_problem(repository, manifest, verify)
     if "audit" in entry.require:
-        audit = audit_problem(repository, manifest)
+        audit = audit_problem(repository, manifest, verify if "signature" in entry.require else None)
     soaked = seen(repository, entry.soak.channel, output) if entry.soak else None
     return Facts(manifest.digest, now, tuple(reports), audit, signature, soaked)
 
@@ -89,11 +89,23 @@ def signature_problem(
     return None
 
 
-def audit_problem(repository: RegistryRepository, manifest: Manifest) -> str | None:
-    """Return why there is no clean audit of an image, None where one is kept beside it."""
-    if kept_audit(repository, manifest) is None:
+def audit_problem(
+    repository: RegistryRepository, manifest: Manifest, verify: Verify | None = None
+) -> str | None:
+    """Return why there is no clean audit of an image, None where one is kept beside it.
+
+    With `verify` the audit itself has to be signed: whoever may push could have written one.
+    """
+    audits = kept_audits(repository, manifest)
+    if not audits:
         return "no clean audit of this image is kept beside it"
-    return None
+    if verify is None:
+        return None
+    for audit in audits:
+        document = repository.manifest(audit.digest)
+        if document is not None and signature_problem(repository, document, verify) is None:
+            return None
+    return "a clean audit is kept beside it, and is not signed itself: `release` makes one that is"
 
 
 def described(

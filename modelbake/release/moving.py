@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from modelbake.comparison import read_image
-from modelbake.errors import NotReleased, RegistryError, ReleaseError, TagConflict, UsageError
+from modelbake.errors import ModelbakeError, NotReleased, RegistryError, ReleaseError, TagConflict, UsageError
 from modelbake.grammar import VERSION
 from modelbake.history import Version
+from modelbake.release.baked import require_said
 from modelbake.release.changes import changes
 from modelbake.release.channels import (
     Channel,
@@ -20,7 +21,15 @@ from modelbake.release.channels import (
     rollback_target,
     unfinished_words,
 )
-from modelbake.release.evidence import Verify, configuration, described, gather, require_whole, seen
+from modelbake.release.evidence import (
+    Verify,
+    configuration,
+    described,
+    gather,
+    require_whole,
+    seen,
+    signature_problem,
+)
 from modelbake.release.policy import require
 from modelbake.release.promotion import carry_out, move
 from modelbake.release.quarantine import require_none
@@ -82,7 +91,7 @@ class Mover:
             ChannelMoved: the channel was moved by hand, or by somebody else at the same time.
             PolicyRefused: the version is in quarantine, or lacks what the channel requires.
             SigningFailed: a signature is required and cannot be verified.
-            ReleaseError: the registry lacks a part of the image.
+            ReleaseError: the registry lacks a part of the image, or it says that it is something else.
             TagConflict: the version is another image than when it was in this channel.
             RegistryError and its subclasses.
         """
@@ -99,6 +108,7 @@ class Mover:
             )
         if self._is_there(state, image.digest, version):
             return image.digest
+        require_said(self.repository, image, self.model, version)
         named = (self.model, version)
         facts = gather(self.repository, image, named, entry, self.verify, self.now(), self.output)
         require(entry, facts, f"{self.model} {version}", self.channel)
@@ -136,7 +146,35 @@ class Mover:
                 level="warning",
                 version=target.version,
             )
-        return self._move("rollback", state, image, target.version, over)
+        digest = self._move("rollback", state, image, target.version, over)
+        self._warn_of(target, image)
+        return digest
+
+    def _warn_of(self, target: Record, image: Manifest) -> None:
+        """Say where a record, which whoever may push can write, led to what nobody has released or signed.
+
+        Afterwards: a rollback waits for nothing, and cosign may have to ask a network that is not there.
+        """
+        doubts = []
+        try:
+            tagged = self.repository.manifest(target.version)
+            if tagged is not None and tagged.digest != image.digest:
+                doubts.append(f"the version tag names another image, {tagged.digest}")
+            if self.verify is not None and (
+                problem := signature_problem(self.repository, image, self.verify)
+            ):
+                doubts.append(f"signature: {problem}")
+        except ModelbakeError as error:
+            doubts.append(str(error))
+        for doubt in doubts:
+            self.output.event(
+                "rollback_doubtful",
+                f"{self.channel} is at {image.digest} now, which {target.tag} calls"
+                f" {target.version}: {doubt}",
+                level="warning",
+                version=target.version,
+                digest=image.digest,
+            )
 
     def _look(self, over: str | None) -> Channel:
         state = seen(self.repository, self.channel, self.output)

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from modelbake.errors import RegistryError, ReleaseError
@@ -196,7 +197,7 @@ def decode(manifest: Manifest, channel: str, number: int) -> Record:
     if (
         not (VERSION.matches(version) and NAME.matches(model))
         or not (_DIGEST.fullmatch(digest) and (not previous or _DIGEST.fullmatch(previous)))
-        or not _DATE.fullmatch(date)
+        or not _is_moment(date)
         or (commit and not _COMMIT.fullmatch(commit))
     ):
         raise _unusable(channel, number, "has values that no move writes")
@@ -216,6 +217,13 @@ def decode(manifest: Manifest, channel: str, number: int) -> Record:
         changes=printable(text(f"{_CHANNEL}.changes", LONGEST_CHANGES)),
         over=bool(text(f"{_CHANNEL}.over", 71)),
     )
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        return _DATE.fullmatch(text) is not None and bool(datetime.fromisoformat(text))
+    except ValueError:  # the 31st of February
+        return False
 
 
 def _unusable(channel: str, number: int, problem: str) -> RegistryError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from modelbake.regression import Gate
@@ -30,6 +31,7 @@ from modelbake.release.choosing import (
 )
 from modelbake.release.documents import SBOM_TYPE, keep_documents
 from modelbake.release.provenance import PROVENANCE_TYPE
+from modelbake.release.quarantine import require_none
 from modelbake.release.weightsignature import sign_weights
 from modelbake.report import find_report
 from modelbake.reportstore import REPORT_TYPE, is_about, keep_report, kept_reports
@@ -68,12 +70,21 @@ Step = Callable[[Releasing], None]
 
 
 def attach_audit(image: Releasing) -> None:
-    """Audit the image, and keep the result beside it. Raises AuditFailed."""
+    """Audit the image, and keep the result beside it. Raises AuditFailed.
+
+    Where releases are signed, an audit that is there counts if it is signed as well.
+    """
     from modelbake.audit.auditing import expected_of
 
     expected = expected_of(image.plan.spec, image.plan.locked)
-    if (findings := audit_image(image.repository, image.manifest, expected, image.output)) is not None:
-        keep_audit(image.repository, image.manifest, expected, findings)
+    signing, repository = image.signing, image.repository
+    is_signed = None if signing is None else partial(signing.has_signed, repository)
+    findings = audit_image(repository, image.manifest, expected, image.output, is_signed)
+    if findings is None:
+        return
+    if signing is not None:
+        signing.require_means()  # else another unsigned one would be left there
+    keep_audit(repository, image.manifest, expected, findings)
 
 
 def attach_report(image: Releasing) -> None:
@@ -154,6 +165,7 @@ def release(
 
     Raises:
         ReleaseError, TagConflict: see `choosing.find_image` and `aliases.require_ours`.
+        PolicyRefused: it is in quarantine.
         ReportMissing: no passing report about it, or none of a GPU where that is asked for.
         PerformanceRegressed: it is a candidate, and worse than tolerated.
         AuditFailed: something must not be in it.
@@ -163,6 +175,7 @@ def release(
     wanted = Wanted(plan.name, plan.version, plan.locked.digest, plan_digest)
     found = find_image(repository, wanted, digest)
     manifest, tagged = found.manifest, found.tagged
+    require_none(repository, manifest, wanted.subject)
     require_whole(repository, manifest)
     report, kept = _require_report(
         repository, workspace, plan, wanted, manifest, None if tagged else asked, output

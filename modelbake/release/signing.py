@@ -99,7 +99,7 @@ class Signing:
     def prepare(self, repository: RegistryRepository, manifest: Manifest) -> None:
         """Find out whether `sign` has what it needs, before anything is written. Raises as `sign` does."""
         if not self._is_signed(repository, manifest):
-            _ = self._means
+            self.require_means()
 
     def sign(self, repository: RegistryRepository, manifest: Manifest) -> bool:
         """Sign a manifest of a repository; return whether it was not signed before.
@@ -155,6 +155,15 @@ class Signing:
                 f"cosign has signed it, and {self.whose} does not verify that", subject=subject
             )
         return signature
+
+    def has_signed(self, repository: RegistryRepository, digest: str) -> bool:
+        """Tell whether a manifest is there and signed. Raises RegistryError and its subclasses."""
+        manifest = repository.manifest(digest)
+        return manifest is not None and self._is_signed(repository, manifest)
+
+    def require_means(self) -> None:
+        """Find out whether `sign` has what it needs; raises as `sign` does."""
+        _ = self._means
 
     def _is_signed(self, repository: RegistryRepository, manifest: Manifest) -> bool:
         try:

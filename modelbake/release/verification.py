@@ -26,10 +26,11 @@ from modelbake.history import opened, single_image
 from modelbake.manifest import Descriptor, Manifest
 from modelbake.parallel import parallel
 from modelbake.plan import LABEL_PREFIX, LOCK_LABEL
-from modelbake.referrers import referrers
-from modelbake.release.audits import kept_audit
+from modelbake.release.aliases import ALIAS, aliases_of
+from modelbake.release.audits import kept_audits
 from modelbake.release.baked import Baked, read_baked, read_labels
-from modelbake.release.documents import SBOM_TYPE
+from modelbake.release.documents import SBOM_TYPE, usable_documents
+from modelbake.release.evidence import audit_problem
 from modelbake.release.provenance import PROVENANCE_TYPE
 from modelbake.release.quarantine import quarantines
 from modelbake.release.weightsignature import kept_bundle
@@ -48,6 +49,7 @@ State = Literal["ok", "failed", "note", "not checked"]
 _BASE_NAME, _BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"
 _DOCUMENTS = {"sbom": SBOM_TYPE, "provenance": PROVENANCE_TYPE}
 _AT_ONCE = 8
+_SIGNED = "; signed"
 _FOREIGN = "it is no image of this toolkit"
 
 
@@ -179,8 +181,15 @@ class Verification:
         if not VERSION.matches(version):
             yield Check("version", "not checked", _FOREIGN)
             return
-        if VERSION.matches(self.reference) and self.reference != version:
+        if self._is_tag_of_another(version):
             yield Check("version", "failed", f"the tag {self.reference} names an image of version {version}")
+            return
+        model, here = self.labels.get(LABEL_PREFIX + "model", ""), self.repository.path.rpartition("/")[2]
+        if model and model != here:
+            # Its key may have signed it as what it is. Where a models.yaml names `here`, it is none of that.
+            yield Check(
+                "version", "failed" if self.locked else "note", f"it says that it is {model}, not {here}"
+            )
             return
         tagged = self.repository.manifest(version)
         if tagged is None:
@@ -189,6 +198,11 @@ class Verification:
             yield Check("version", "failed", f"{version} was released as another image, {tagged.digest}")
         else:
             yield Check("version", "ok", f"it is what was released as {version}")
+
+    def _is_tag_of_another(self, version: str) -> bool:
+        if VERSION.matches(self.reference):
+            return self.reference != version
+        return bool(ALIAS.fullmatch(self.reference)) and self.reference not in aliases_of(version)
 
     def _signature(self) -> Iterator[Check]:
         if self.signing is None:
@@ -255,10 +269,11 @@ class Verification:
         yield Check("report", "ok", f"passed its smoke test: {', '.join(each)}")
 
     def _audit(self) -> Iterator[Check]:
-        audit = kept_audit(self.repository, self.manifest)
-        if audit is None:
+        audits = kept_audits(self.repository, self.manifest)
+        if not audits:
             yield Check("audit", "not checked", "there is no clean one beside it")
             return
+        audit = next((each for each in audits if self._signed([each.digest]) == _SIGNED), audits[0])
         rules = "today's rules" if audit.is_current else "rules that are not today's"
         yield Check("audit", "ok", f"clean on {audit.created[:10]}, by {rules}{self._signed([audit.digest])}")
 
@@ -271,14 +286,15 @@ class Verification:
             try:
                 if manifest is not None:
                     self.signing.verify(self.repository, manifest)
-                    return "; signed"
+                    return _SIGNED
             except SignatureError:
                 continue
         return "; not signed itself"
 
     def _document(self, name: str, kind: str) -> Callable[[], Iterator[Check]]:
         def check() -> Iterator[Check]:
-            listed = [each.digest for each in referrers(self.repository, self.manifest, kind)]
+            usable = usable_documents(self.repository, self.manifest, kind, self.output)
+            listed = [digest for digest, _ in usable]
             if listed:
                 yield Check(name, "ok", f"beside it ({kind}){self._signed(listed)}")
             else:
@@ -332,6 +348,10 @@ class Verification:
         for requirement in entry.require:
             if requirement == "gpu_report":
                 met = any(report.gpu and report.passed for report in self.reports)
+            elif requirement == "audit":
+                signed = self.signing is not None and "signature" in entry.require
+                verify = self.signing.verify if signed and self.signing else None
+                met = audit_problem(self.repository, self.manifest, verify) is None
             else:
                 met = states.get(requirement) == "ok"
             said = f"{name} requires {requirement}"

@@ -25,6 +25,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print the reference of what is signed now, whether it was before or not."""
     from modelbake.history import opened
+    from modelbake.release.baked import require_said
+    from modelbake.release.quarantine import require_none
     from modelbake.release.signing import Signing
     from modelbake.release.weightsignature import sign_weights
     from modelbake.versiontag import released_versions
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 subject=f"{repository.name}:{version}",
                 hint=f"the newest that are released: {shown}",
             )
+        require_said(repository, manifest, spec.name, version)
+        require_none(repository, manifest, f"{spec.name} {version}")
         signing.sign(repository, manifest)
         sign_weights(repository, manifest, signing)
         output.result(f"{repository.name}@{manifest.digest}")

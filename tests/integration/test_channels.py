@@ -59,10 +59,11 @@ def put_image(repository: RegistryRepository, version: str) -> str:
         member.size = len(version)
         archive.addfile(member, io.BytesIO(version.encode()))
     layer = content.getvalue()
+    said = {"model": "tiny", "version": version, "lock": digest_of(layer)}
     config = {
         "os": "linux",
         "architecture": "amd64",
-        "config": {"Labels": {"io.modelbake.version": version, "io.modelbake.lock": digest_of(layer)}},
+        "config": {"Labels": {f"io.modelbake.{key}": value for key, value in said.items()}},
         "rootfs": {"type": "layers", "diff_ids": [digest_of(layer)]},
     }
     blobs = [

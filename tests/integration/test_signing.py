@@ -185,6 +185,11 @@ def test_signatures_of_others_and_of_other_images_are_refused(shop: Shop, others
     ran = shop.run("verify", "tiny")
     assert ran.code == 80
     assert "about another image" in ran.out
+    # A version tag that somebody has put on what is another version is not signed as that.
+    shop.repository.put_manifest("3.0.0", shop.manifest)
+    refused = shop.run("sign", "tiny", "3.0.0")
+    assert refused.code == 72 and "labels say tiny 1.0.0" in refused.err
+    assert shop.repository.manifest(signature_tag(shop.manifest.digest)) == found
     # `sign` adds ours to what is there.
     shop.run("sign", "tiny").ok()
     assert shop.checks("tiny")["signature"] == "ok"

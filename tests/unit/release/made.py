@@ -9,7 +9,9 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from modelbake.grammar import VERSION
 from modelbake.manifest import OCI_INDEX, OCI_MANIFEST, Manifest
+from modelbake.plan import LABEL_PREFIX
 from modelbake.stream.repository import RegistryRepository
 
 DIGEST = "sha256:" + "ab" * 32
@@ -94,8 +96,12 @@ def put_image(
     labels: Mapping[str, str] | None = None,
     note: str = "",
 ) -> Manifest:
-    """Store an image; `note` makes it another one."""
-    settings: dict[str, Any] = {"Labels": dict(labels or {})}
+    """Store an image; `note` makes it another one. Under a version tag its labels say model and version."""
+    said = (
+        {"model": repository.path.rpartition("/")[2], "version": tag} if tag and VERSION.matches(tag) else {}
+    )
+    known = {LABEL_PREFIX + key: value for key, value in said.items()}
+    settings: dict[str, Any] = {"Labels": {**known, **(labels or {})}}
     config = json.dumps({"created": "2026-01-02T03:04:05.123456789Z", "config": settings, "note": note})
     stored = [repository.put(each, TAR) for each in layers or [layer({"note": note})]]
     described = repository.put(config.encode(), CONFIG)

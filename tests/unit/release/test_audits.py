@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from modelbake.audit.findings import Findings
 from modelbake.audit.judging import Expected
 from modelbake.errors import AuditFailed, RegistryUnavailable
 from modelbake.manifest import Manifest
@@ -87,6 +88,19 @@ def test_it_is_made_again_for_other_rules_or_other_files(
     assert audited(repository, manifest)
     newest = kept_audit(repository, manifest)
     assert newest is not None
+
+
+@pytest.mark.promise("audit", "signature")
+def test_where_releases_are_signed_an_unsigned_one_is_not_believed(
+    server: UploadRegistry, repository: RegistryRepository
+) -> None:
+    """Whoever may push can write that the audit was clean; the release would then sign the image."""
+    manifest = hold_clean(server, marker="root", labels={"org.example.password": "x" * 20})
+    digest = keep_audit(repository, manifest, EXPECTED, Findings("minilm", manifest.digest, 1, 1, 1, ()))
+    output = Output(stdout=io.StringIO(), stderr=io.StringIO())
+    with pytest.raises(AuditFailed, match="secret-name"):
+        audit_image(repository, manifest, EXPECTED, output, lambda each: False)
+    assert audit_image(repository, manifest, EXPECTED, output, digest.__eq__) is None, "control"
 
 
 def test_what_is_found_is_not_kept(server: UploadRegistry, repository: RegistryRepository) -> None:

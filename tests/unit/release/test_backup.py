@@ -278,6 +278,21 @@ class TestDamage:
         with pytest.raises((BackupError, LayoutError)):
             restore("minilm", folder, open_repository(plain, PATH), output)
 
+    @pytest.mark.parametrize("tag", ["../../chat/manifests/1.0.0", "1.0.0?x=1", "a b", "sha256:" + "0" * 64])
+    def test_a_name_that_is_no_tag_reaches_no_registry(
+        self, plain: UploadRegistry, other: UploadRegistry, open_repository: Open, folder: BackupFolder,
+        output: Output, tag: str,
+    ) -> None:  # fmt: skip
+        """It would become a part of an address: of another model's repository, for one."""
+        repository = open_repository(plain, PATH)
+        put_image(repository, "1.0.0")
+        back_up("minilm", repository, folder, output)
+        index = folder.folder / "index.json"
+        index.write_text(index.read_text().replace("minilm/1.0.0", f"minilm/{tag}"))
+        with pytest.raises(BackupError, match="which is no tag"):
+            restore("minilm", folder, open_repository(other, PATH), output)
+        assert not other.seen
+
     def test_a_folder_that_holds_other_images_is_no_backup(
         self, plain: UploadRegistry, open_repository: Open, tmp_path: Path, output: Output
     ) -> None:

@@ -306,9 +306,8 @@ def test_an_image_without_a_version_is_found_by_its_record(
     plain: UploadRegistry, open_repository: Open
 ) -> None:
     repository = open_repository(plain, "ml/minilm")
-    image = put_image(repository, labels=LABELS)
+    image = put_image(repository, "1.0.0", labels=LABELS)
     mover = Mover(repository, "minilm", "production", quiet(), "me")
-    repository.registry.put_manifest(repository.path, "1.0.0", image)
     mover.promote("1.0.0", ChannelEntry())
     del plain.repositories[repository.path].tags["1.0.0"]
     held = read_holdings(repository, "minilm", ("production",), quiet())

@@ -62,8 +62,10 @@ def repository(server: UploadRegistry) -> Iterator[RegistryRepository]:
         yield repository
 
 
-def put(repository: RegistryRepository, name: str, content: str = "") -> Manifest:
+def put(repository: RegistryRepository, name: str, content: str = "", **more: str) -> Manifest:
     labels = {"io.modelbake.lock": f"sha256:{name[0] * 64}", "io.modelbake.runtime": "embeddings"}
+    said = {"model": "minilm", "version": name} | more
+    labels |= {f"io.modelbake.{key}": value for key, value in said.items()}
     config = {"os": "linux", "architecture": "amd64", "config": {"Labels": labels}, "x": name + content}
     blobs = [
         repository.put(json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
@@ -147,8 +149,7 @@ class TestPromote:
         assert seen(repository, "production", Told()).highest == 1, "nothing was written"
 
     def test_an_index_of_several_platforms(self, repository: RegistryRepository) -> None:
-        inner = repository.manifest("1.0.0")
-        assert inner is not None
+        inner = put(repository, "3.0.0")
         entry = {"mediaType": OCI_MANIFEST, "digest": inner.digest, "size": len(inner.body)}
         entry["platform"] = {"os": "linux", "architecture": "amd64"}
         index = Manifest.of(OCI_INDEX, json.dumps({"manifests": [entry]}).encode())
@@ -156,6 +157,29 @@ class TestPromote:
         assert mover(repository).promote("3.0.0", FREE) == index.digest
         kept = repository.manifest("production-0001")
         assert kept and [each.digest for each in kept.manifests] == [inner.digest, index.digest]
+
+    @pytest.mark.promise("channel", "signature")
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            ({"version": "1.0.0"}, "minilm 1.0.0"),
+            ({"model": "other"}, "other 3.0.0"),
+            ({"model": "", "version": ""}, "nothing"),
+        ],
+    )
+    @pytest.mark.parametrize("listed", [False, True])
+    def test_an_image_that_says_it_is_something_else(
+        self, repository: RegistryRepository, more: dict[str, str], said: str, listed: bool
+    ) -> None:
+        """It may be signed as what it is: an older version, another model, an image of others."""
+        image = put(repository, "3.0.0", **more)
+        if listed:
+            entry = {"mediaType": OCI_MANIFEST, "digest": image.digest, "size": len(image.body)}
+            image = Manifest.of(OCI_INDEX, json.dumps({"manifests": [entry]}).encode())
+            repository.put_manifest("3.0.0", image)
+        with pytest.raises(ReleaseError, match=f"labels say {said}"):
+            mover(repository, verify=lambda *_: None).promote("3.0.0", ChannelEntry(require=("signature",)))
+        assert seen(repository, "production", Told()).highest == 0, "nothing was written"
 
     def test_a_record_that_is_none_is_passed_over(self, repository: RegistryRepository) -> None:
         mover(repository).promote("1.0.0", FREE)
@@ -187,11 +211,13 @@ class TestPolicy:
         manifest = repository.manifest("1.0.0")
         assert manifest is not None
         wrong: list[str] = ["nobody has signed it"]
+        audit_signed: list[bool] = []
 
         def verify(repository: RegistryRepository, asked: Manifest) -> None:
-            assert asked == manifest
-            if wrong:
+            if wrong and asked == manifest:
                 raise SignatureError(wrong[0])
+            if asked != manifest and not audit_signed:
+                raise SignatureError("nobody has signed that")
 
         with pytest.raises(SigningFailed, match="nobody has said whose"):
             mover(repository).promote("1.0.0", entry)
@@ -206,17 +232,30 @@ class TestPolicy:
         keep_report(repository, manifest, report, Told())
         attach_audit(repository, manifest)
         mover(repository, "staging").promote("1.0.0", FREE)
+        with pytest.raises(PolicyRefused, match="audit is kept beside it, and is not signed itself"):
+            mover(repository, verify=verify).promote("1.0.0", entry)
+        audit_signed.append(True)
         with pytest.raises(PolicyRefused, match=r"has been there for 0\.0 h") as caught:
             mover(repository, verify=verify).promote("1.0.0", entry)
         assert len(caught.value.message.splitlines()) == 2, "the rest is fulfilled"
         tomorrow = NOON.replace(month=2, day=1)
         mover(repository, verify=verify, now=tomorrow).promote("1.0.0", entry)
 
-    def test_a_rollback_is_not_asked(self, repository: RegistryRepository) -> None:
-        for name in ("1.0.0", "1.1.0"):
+    def test_a_rollback_is_not_asked_and_what_is_doubtful_is_said(
+        self, repository: RegistryRepository
+    ) -> None:
+        def unsigned(repository: RegistryRepository, asked: Manifest) -> None:
+            raise SignatureError("nobody has signed it")
+
+        for name in ("1.0.0", "1.1.0", "2.0.0"):
             mover(repository).promote(name, FREE)
         state = seen(repository, "production", Told())
-        assert mover(repository).rollback() == state.moves[0].digest
+        assert mover(repository, output=(output := Told())).rollback() == state.moves[1].digest
+        assert "which production" not in str(output), "control"
+        put(repository, "1.0.0", "other bytes")
+        assert mover(repository, verify=unsigned, output=output).rollback() == state.moves[0].digest
+        assert "production-0001 calls 1.0.0: signature: nobody has signed it" in str(output)
+        assert "calls 1.0.0: the version tag names another image" in str(output)
 
 
 def attach_audit(repository: RegistryRepository, manifest: Manifest) -> None:

@@ -28,6 +28,7 @@ RECORD = replace(
     record("a", 7, IMAGES["z"].digest, "me@host"), commit="a" * 40, changes="1 -> 2; size: x", over=True
 )
 INDEX = encode(RECORD, listing(IMAGES["a"], CONFIG))
+NOTES = INDEX.document()["annotations"]
 
 
 def changed(**keys: object) -> Manifest:
@@ -37,7 +38,7 @@ def changed(**keys: object) -> Manifest:
 def said(**annotations: object) -> Manifest:
     prefix = "io.modelbake.channel"
     more = {f"{prefix}.{name}" if name else prefix: value for name, value in annotations.items()}
-    return changed(annotations={**INDEX.document()["annotations"], **more})
+    return changed(annotations={**NOTES, **more})
 
 
 class TestTags:
@@ -125,6 +126,7 @@ class TestRecord:
             said(version="latest"),
             said(model="../x"),
             said(commit="main"),
+            changed(annotations={**NOTES, "org.opencontainers.image.created": "2026-02-31T00:00:00Z"}),
             said(who=7),
             said(changes="x" * 5000),
             said(**{"": "staging"}),

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from modelbake.audit.auditing import expected_of
+from modelbake.audit.findings import Findings
 from modelbake.errors import (
     AuditFailed,
     PerformanceRegressed,
+    PolicyRefused,
     ReadBackMismatch,
     ReleaseError,
     ReportMissing,
@@ -22,6 +25,8 @@ from modelbake.manifest import Manifest
 from modelbake.output import Output
 from modelbake.plan import LOCK_LABEL, PLAN_LABEL, BuildPlan
 from modelbake.referrers import Document, attach, referrers
+from modelbake.release.audits import keep_audit
+from modelbake.release.quarantine import Quarantine, put_into_quarantine
 from modelbake.release.releasing import (
     DOCUMENTS,
     ReleasedImage,
@@ -30,12 +35,14 @@ from modelbake.release.releasing import (
     needs_gpu,
     release,
 )
+from modelbake.release.signing import Signing
 from modelbake.report import write_report
 from modelbake.reportstore import REPORT_TYPE, keep_report
 from modelbake.stream.repository import RegistryRepository
 from modelbake.workspace import Workspace
 from tests.conftest import Tally
 from tests.promises import cases
+from tests.servers.signed_images import MemoryKey
 from tests.servers.upload_registry import UploadRegistry
 from tests.unit.audit.building import layer_tar
 from tests.unit.audit.secrets import SECRETS
@@ -282,6 +289,29 @@ class TestReports:
         plan = planned(version="1.4.2", device="any", smoke={"tolerance": {"latency": "20%"}})
         bench.refused(PerformanceRegressed, "worse than 1.4.1", plan=plan)
         bench()  # control: where nothing is said of it, it is released
+
+
+@pytest.mark.promise("audit", "signature")
+def test_a_forged_audit_gets_nothing_signed(bench: Bench, tmp_path: Path) -> None:
+    """The real steps, and the audit that somebody has attached who may push and has no key."""
+    manifest = bench.image(
+        "candidate-1", layers=(layer_tar({"etc/token": SECRETS["hugging face"][1]().encode()}),)
+    )
+    write_report(bench.workspace.reports, report_of(bench.plan, manifest))
+    expected = expected_of(bench.plan.spec, bench.plan.locked)
+    keep_audit(bench.repository, manifest, expected, Findings("minilm", manifest.digest, 1, 1, 1, ()))
+    (tmp_path / "cosign.pub").write_bytes(MemoryKey.generate().public)
+    signer = Signing.by_key(str(tmp_path / "cosign.pub"), bench.output)
+    signer.__dict__["_means"] = None  # that there is a key and a program is asked first
+    bench.refused(AuditFailed, "secret-huggingface", documents=DOCUMENTS, signer=signer)
+
+
+@pytest.mark.promise("quarantine")
+def test_a_candidate_in_quarantine_is_not_released(bench: Bench) -> None:
+    """Else `1.4` and `1` would name it."""
+    manifest = bench.tested("candidate-1")
+    put_into_quarantine(bench.repository, manifest, Quarantine("holds a token"))
+    bench.refused(PolicyRefused, "in quarantine: holds a token")
 
 
 def test_an_audit_that_finds_something_stops_it_before_anything_is_attached(bench: Bench) -> None:

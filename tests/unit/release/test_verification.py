@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from modelbake.audit.findings import Findings
+from modelbake.audit.judging import Expected
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
 from modelbake.errors import LockMissing
 from modelbake.manifest import OCI_MANIFEST, Manifest
 from modelbake.output import Output
+from modelbake.referrers import Document, attach, list_by_tag
 from modelbake.registry import Registry
+from modelbake.release.audits import keep_audit
+from modelbake.release.documents import SBOM_TYPE
 from modelbake.release.entries import ChannelEntry, SoakEntry
 from modelbake.release.publickey import PublicKey, parse_key
 from modelbake.release.signing import Signing
@@ -134,6 +139,48 @@ def test_versions(server: UploadRegistry, repository: RegistryRepository) -> Non
     assert checks(repository, first.digest)["version"].state == "note"
 
 
+@pytest.mark.promise("signature")
+def test_a_signed_image_under_a_name_of_another(
+    server: UploadRegistry, repository: RegistryRepository, signing: Signing
+) -> None:
+    """The signature is right, and the name is not: an older version, or another model of the same key."""
+    image = put_image(repository, "1.0.0", locked_model())
+    put_image(repository, "1.4.2", locked_model())
+    sign(repository, image)
+    tags = server.repository("ml/tiny").tags
+    tags["1.0"] = tags["1"] = tags["1.4"] = image.digest
+    for reference in ("1.0.0", "1.0", "1", image.digest):
+        assert checks(repository, reference, signing=signing)["version"].state == "ok", "control"
+    found = checks(repository, "1.4", signing=signing)
+    assert found["signature"].state == "ok" and found["version"].state == "failed"
+    server.repositories["ml/chat"] = server.repository("ml/tiny")
+    other = RegistryRepository(repository.registry, "ml/chat")
+    assert checks(other, signing=signing)["version"].state == "note"
+    found = checks(other, signing=signing, locked=facts("2.0.0"))
+    assert found["version"].state == "failed" and "it is tiny, not chat" in found["version"].said
+
+
+@pytest.mark.promise("signature")
+def test_documents_about_another_image_are_none_of_this(
+    repository: RegistryRepository, signing: Signing
+) -> None:
+    """The lists under tags can be written by whoever may push: here with the signed SBOM of another image."""
+    image = put_image(repository, "1.0.0", locked_model())
+    other = put_image(repository, "1.1.0", locked_model())
+    for each in (image, other):
+        digests = [{"alg": "SHA-256", "content": other.digest.removeprefix("sha256:")}]
+        sbom = {"bomFormat": "CycloneDX", "metadata": {"component": {"hashes": digests}}}
+        document = Document(json.dumps(sbom).encode(), SBOM_TYPE, "x.json", {})
+        attached = attach(repository, each, document)
+    theirs = repository.manifest(attached)
+    assert theirs is not None
+    sign(repository, theirs)
+    list_by_tag(repository, image.digest, theirs)
+    found = checks(repository, "1.1.0", signing=signing)
+    assert found["sbom"].state == "ok" and "; signed" in found["sbom"].said, "control"
+    assert checks(repository, signing=signing)["sbom"].state == "not checked"
+
+
 def test_locks(repository: RegistryRepository) -> None:
     put_image(repository, "1.0.0", locked_model(weights=OTHER_WEIGHTS))
     found = checks(repository, locked=facts())["lock"]
@@ -207,6 +254,14 @@ def test_channels(server: UploadRegistry, repository: RegistryRepository, signin
     sign(repository, image)
     policies = [each.state for each in verification.checks() if each.name == "policy"]
     assert policies == ["ok", "failed", "failed", "not checked"]
+    digest = keep_audit(repository, image, Expected({}), Findings("tiny", image.digest, 1, 1, 1, ()))
+    policies = [each.state for each in verification.checks() if each.name == "policy"]
+    assert policies == ["ok", "failed", "failed", "not checked"], "whoever may push could have written it"
+    audit = repository.manifest(digest)
+    assert audit is not None
+    sign(repository, audit)
+    policies = [each.state for each in verification.checks() if each.name == "policy"]
+    assert policies == ["ok", "failed", "ok", "not checked"]
 
 
 def test_the_signature_of_the_weights(

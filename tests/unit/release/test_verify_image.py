@@ -140,6 +140,39 @@ def test_what_is_no_answer_is_said(start: Start, answer: Answer, said: str) -> N
     assert raised.value.code == 3
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"WWW-Authenticate": 'Bearer realm="https://[",service="x"'},
+        {"WWW-Authenticate": 'Bearer realm="http://[1]/",service="x"'},
+        {"WWW-Authenticate": f'Bearer realm="https://{"a" * 70}.example.com/",service="x"'},
+        {"Location": "http://[/"},
+    ],
+)
+def test_an_address_that_is_none_is_no_traceback(start: Start, headers: dict[str, str]) -> None:
+    """Python's own exit code would be 1, which says that the image is not signed."""
+    server = start(lambda path, given: Answer(307 if "Location" in headers else 401, headers))
+    with pytest.raises(verify_image.Problem) as raised:
+        blob_at(server.host)
+    assert raised.value.code == 3
+
+
+@pytest.mark.promise("access")
+def test_a_token_that_is_no_header_is_not_repeated(start: Start) -> None:
+    service = start(lambda path, given: Answer(200, body=b'{"token": "secret\\n-token"}'))
+    challenge = f'Bearer realm="http://{service.host}/token",service="here"'
+    server = start(lambda path, given: Answer(401, {"WWW-Authenticate": challenge}))
+    with pytest.raises(verify_image.Problem, match="gives no token") as raised:
+        blob_at(server.host)
+    assert raised.value.code == 3 and raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize("host", ["[1]:5000", "a..b", f"{'a' * 70}.com"])
+def test_a_host_that_is_none(host: str) -> None:
+    with pytest.raises(verify_image.Problem, match="cannot be asked"):
+        blob_at(host)
+
+
 def test_nobody_answers() -> None:
     with pytest.raises(verify_image.Problem, match="cannot be read from"):
         blob_at("127.0.0.1:1")
@@ -185,6 +218,8 @@ def test_arguments_and_configuration(
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     (tmp_path / "config.json").write_text("{not json")
     assert verify_image.main(["--key", str(key), "localhost:1/tiny"]) == 2
+    (tmp_path / "config.json").write_text('{"auths": {"localhost:1": {"auth": "a\\nb"}}}')
+    assert verify_image.main(["--key", str(key), "localhost:1/tiny"]) == 2
     assert verify_image.main(["--key", str(key), "--ca-file", str(key), "r.example.com/tiny"]) == 2
     said = capsys.readouterr()
-    assert said.out == "" and len(said.err.splitlines()) == 5
+    assert said.out == "" and len(said.err.splitlines()) == 6
