@@ -132,6 +132,8 @@ def rollback_target(channel: Channel, version: str | None, subject: str) -> Reco
     before = [move for move in reversed(channel.moves) if move.digest != channel.digest]
     known = ", ".join(list(dict.fromkeys(move.version for move in before))[:_MOST_NAMED])
     named = f"it has been at {known}: choose with --to VERSION" if known else "promote a version first"
+    if channel.moves and not known:
+        named = f"it has been at {channel.moves[-1].version} alone"
     if version is not None:
         found = next((move for move in before if move.version == version), None)
         if found is None:

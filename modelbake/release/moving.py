@@ -64,6 +64,7 @@ class Mover:
         commit: of the repository that models.yaml lies in.
         verify: raises SignatureError for an image whose signature does not count.
         now: the time, in UTC.
+        others: the model's other channels: what was in one of them is known by its digest.
     """
 
     repository: RegistryRepository
@@ -74,6 +75,7 @@ class Mover:
     commit: str | None = None
     verify: Verify | None = None
     now: Callable[[], datetime] = _now
+    others: Sequence[str] = ()
 
     @property
     def subject(self) -> str:
@@ -92,20 +94,13 @@ class Mover:
             PolicyRefused: the version is in quarantine, or lacks what the channel requires.
             SigningFailed: a signature is required and cannot be verified.
             ReleaseError: the registry lacks a part of the image, or it says that it is something else.
-            TagConflict: the version is another image than when it was in this channel.
+            TagConflict: the version is another image than when it was in a channel.
             RegistryError and its subclasses.
         """
         image = self._released(version)
         require_none(self.repository, image, f"{self.model} {version}")
         state = self._look(over)
-        earlier = next((each for each in reversed(state.moves) if each.version == version), None)
-        if earlier is not None and earlier.digest != image.digest:
-            raise TagConflict(
-                f"{version} was {earlier.digest} when it was in {self.channel} ({earlier.tag}), and its tag"
-                f" names {image.digest} now: somebody has moved it",
-                subject=f"{self.repository.name}:{version}",
-                hint="released versions never change: release a new one",
-            )
+        self._require_unmoved(version, image, state)
         if self._is_there(state, image.digest, version):
             return image.digest
         require_said(self.repository, image, self.model, version)
@@ -195,6 +190,19 @@ class Mover:
         )
         return True
 
+    def _require_unmoved(self, version: str, image: Manifest, state: Channel) -> None:
+        """Raise TagConflict where a version was another image when it was in any of the channels."""
+        states = [state, *(seen(self.repository, name, self.output) for name in self.others)]
+        moves = (move for each in states for move in reversed(each.moves) if move.version == version)
+        earlier = next((move for move in moves if move.digest != image.digest), None)
+        if earlier is not None:
+            raise TagConflict(
+                f"{version} was {earlier.digest} when it was in {earlier.channel} ({earlier.tag}), and its"
+                f" tag names {image.digest} now: somebody has moved it",
+                subject=f"{self.repository.name}:{version}",
+                hint="released versions never change: release a new one",
+            )
+
     def _released(self, version: str) -> Manifest:
         image = self.repository.manifest(version) if VERSION.matches(version) else None
         if image is None:
@@ -205,7 +213,7 @@ class Mover:
                 subject=self.repository.name,
                 hint=f"released are {', '.join(near)}"
                 if near
-                else f"`build.py push {self.model}` releases one",
+                else f"`build.py publish {self.model} --untagged`, then `build.py release {self.model}`",
             )
         return image
 

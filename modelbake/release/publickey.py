@@ -55,7 +55,7 @@ def read_key(path: Path) -> PublicKey | None:
             content = file.read(_LARGEST)
     except OSError as error:
         raise SignatureError(
-            f"the public key cannot be read ({error.strerror})", subject=str(path), hint=_HINT
+            f"the public key {path} cannot be read ({error.strerror})", subject=str(path), hint=_HINT
         ) from error
     return parse_key(content, str(path))
 

@@ -42,6 +42,11 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 subject=f"--schema={args.schema}",
                 hint="name a file in a folder that is there, and that you may write to",
             ) from error
+    if config.signing is not None:
+        from modelbake.release.signing import Signing
+
+        # Whoever releases finds out too late that the key is not there, or is none.
+        _ = Signing.of(config.signing, workspace.file.absolute().parent, output).key
     _check_locked(config, workspace, output)
     if args.json:
         output.result_json(

@@ -65,7 +65,16 @@ def mover_of(
     from modelbake.release.origin import commit_of, who
 
     folder = workspace.file.absolute().parent
-    return Mover(repository, model, channel, output, who(), commit_of(folder), verifier(workspace, output))
+    return Mover(
+        repository,
+        model,
+        channel,
+        output,
+        who(),
+        commit_of(folder),
+        verifier(workspace, output),
+        others=[name for name in workspace.declared.channels if name != channel],
+    )
 
 
 def verifier(workspace: Workspace, output: Output) -> Verify | None:

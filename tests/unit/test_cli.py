@@ -257,3 +257,18 @@ def test_what_is_done_to_released_images_needs_no_runtime_here(
     assert cli.run([*command, "--file", str(models)]) == 61, "the registry is what is asked"
     assert "services/gone" not in capsys.readouterr().err
     assert cli.run(["check", "--file", str(models)]) == 10, "control"
+
+
+@pytest.mark.parametrize(("key", "said"), [(None, "cosign.pub cannot be read"), ("no key", "no public key")])
+def test_check_reads_the_key_that_signatures_are_verified_with(
+    key: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text(
+        "registry: 127.0.0.1:1/ml\nsigning: {public_key: cosign.pub}\nmodels:\n"
+        '  a: {version: "1.0.0", source: hf://acme/a, runtime: weights}\n'
+    )
+    if key is not None:
+        (tmp_path / "cosign.pub").write_text(key)
+    assert cli.run(["check", "--file", str(models)]) == 76
+    assert said in capsys.readouterr().err

@@ -132,7 +132,7 @@ class TestRollback:
         ("moves", "message", "hint"),
         [
             ("", "is empty", "promote a version first"),
-            ("z", "no earlier version", "promote a version first"),
+            ("z", "no earlier version", " alone"),
             ("z a <z", "no earlier version", "it has been at 1.0.1: choose with --to"),
             ("(a)", "is empty", "promote"),
         ],

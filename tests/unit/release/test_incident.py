@@ -306,7 +306,7 @@ def test_an_image_without_a_version_is_found_by_its_record(
     plain: UploadRegistry, open_repository: Open
 ) -> None:
     repository = open_repository(plain, "ml/minilm")
-    image = put_image(repository, "1.0.0", labels=LABELS)
+    put_image(repository, "1.0.0", labels=LABELS)
     mover = Mover(repository, "minilm", "production", quiet(), "me")
     mover.promote("1.0.0", ChannelEntry())
     del plain.repositories[repository.path].tags["1.0.0"]

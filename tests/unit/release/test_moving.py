@@ -203,6 +203,17 @@ class TestPromote:
         assert state.current and state.current.over and state.current.version == "2.0.0"
 
 
+def test_a_version_tag_that_was_moved_after_another_channel_had_it(repository: RegistryRepository) -> None:
+    mover(repository, "staging").promote("1.0.0", FREE)
+    other = repository.manifest("1.1.0")
+    assert other is not None
+    repository.put_manifest("1.0.0", other)
+    production = replace(mover(repository), others=["staging"])
+    with pytest.raises(TagConflict, match="staging-0001"):
+        production.promote("1.0.0", FREE)
+    assert seen(repository, "production", Told()).highest == 0
+
+
 class TestPolicy:
     def test_all_of_it(self, repository: RegistryRepository) -> None:
         entry = ChannelEntry(
