@@ -109,9 +109,16 @@ def find_provenance(repository: RegistryRepository, manifest: Manifest, output: 
 
 
 def released_document(
-    repository: RegistryRepository, model: str, version: str, media_type: str, output: Output
+    repository: RegistryRepository,
+    model: str,
+    version: str,
+    media_type: str,
+    output: Output,
+    is_signed: Callable[[str], bool] | None = None,
 ) -> bytes:
     """Return the SBOM or the provenance of a released version.
+
+    `is_signed`: as in `keep_documents`; a signed one goes before others, and without one that is said.
 
     Raises:
         NotReleased: there is no such version, or it has none.
@@ -125,14 +132,24 @@ def released_document(
             subject=subject,
             hint=f"`build.py history {model}` lists the versions that it has",
         )
-    found = _find(repository, manifest, media_type, output)
-    if found is None:
+    found = list(usable_documents(repository, manifest, media_type, output))
+    if not found:
         raise NotReleased(
             "it has no such document: it was released without",
             subject=subject,
             hint=f"`build.py release {model}` attaches what is missing, for the version of models.yaml",
         )
-    return found
+    if is_signed is None:
+        return found[0][1]
+    signed = next((raw for digest, raw in found if is_signed(digest)), None)
+    if signed is None:
+        output.event(
+            "document_unsigned",
+            "it is not signed: whoever may push to the repository could have written it",
+            level="warning",
+            subject=subject,
+        )
+    return found[0][1] if signed is None else signed
 
 
 def _find(

@@ -86,6 +86,12 @@ def test_where_releases_are_signed_unsigned_ones_do_not_keep_the_right_ones_out(
     assert len(first) == 2 and theirs not in first
     assert made(set(first)) == []
     assert made(set()) == first, "the same bytes again: there once, and known to be ours"
+    for signed, components in ((set(first), True), ({theirs}, False)):
+        printed = released_document(repository, "minilm", "1.0.0", SBOM_TYPE, output, signed.__contains__)
+        assert bool(json.loads(printed)["components"]) is components
+    assert isinstance(output.stderr, io.StringIO) and "not signed" not in output.stderr.getvalue()
+    released_document(repository, "minilm", "1.0.0", SBOM_TYPE, output, lambda digest: False)
+    assert "it is not signed: whoever may push" in output.stderr.getvalue()
 
 
 def test_what_is_about_another_image_does_not_count(
