@@ -44,7 +44,8 @@ class BackupFolder(LayoutRepository):
 
     def require_backup(self) -> None:
         """Raise BackupError where the layout lists anything but backups."""
-        if any(_MODEL not in entry.get("annotations", {}) for entry in self.entries()):
+        notes = [entry.get("annotations", {}) for entry in self.entries()]
+        if any(_MODEL not in each or not all(isinstance(v, str) for v in each.values()) for each in notes):
             raise BackupError(
                 "holds images that are no backup", subject=str(self.folder), hint="name another folder"
             )

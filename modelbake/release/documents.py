@@ -26,7 +26,7 @@ from modelbake.release.inventory import read_inventory
 from modelbake.release.provenance import PREDICATE, PROVENANCE_TYPE, builder_of, make_provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from modelbake.manifest import Manifest
     from modelbake.output import Output
@@ -48,8 +48,9 @@ def keep_documents(
     output: Output,
     started: str = "",
     finished: str = "",
-) -> None:
-    """Attach the SBOM and the provenance to an image that has none yet.
+    is_signed: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """Attach the SBOM and the provenance to an image that has none yet; return the digests of what was made.
 
     Args:
         repository: where the image is.
@@ -59,18 +60,26 @@ def keep_documents(
         context: the digest of the build context.
         output: where progress goes.
         started, finished: when the run began and ended, in RFC 3339; "" where that is not known.
+        is_signed: tells of a digest whether those have signed it whose signature counts: only documents of
+            theirs are taken for there, as whoever may push could have written others. None: nobody signs.
 
     Raises:
         RegistryError and its subclasses: the image cannot be read, or they are not known to be there.
         ReleaseError: the image is of several platforms.
     """
-    if find_sbom(repository, manifest, output) is None:
+    made: list[str] = []
+
+    def is_there(media_type: str) -> bool:
+        found = usable_documents(repository, manifest, media_type, output)
+        return any(is_signed is None or is_signed(digest) for digest, _ in found)
+
+    if not is_there(SBOM_TYPE):
         from modelbake.release.sbom import make_sbom  # its library takes a moment to load
 
         output.event("sbom_started", f"reading what {plan.name} {plan.version} is made of")
         sbom = make_sbom(plan.name, plan.version, manifest.digest, read_inventory(repository, manifest))
-        _attach(repository, manifest, plan, sbom, SBOM_TYPE, "cdx.json", {}, output)
-    if find_provenance(repository, manifest, output) is None:
+        made.append(_attach(repository, manifest, plan, sbom, SBOM_TYPE, "cdx.json", {}, output))
+    if not is_there(PROVENANCE_TYPE):
         known = environment()
         statement = make_provenance(
             plan,
@@ -84,7 +93,9 @@ def keep_documents(
             finished=finished,
         )
         notes = {PREDICATE_NOTE: PREDICATE}
-        _attach(repository, manifest, plan, statement, PROVENANCE_TYPE, "provenance.json", notes, output)
+        kind, suffix = PROVENANCE_TYPE, "provenance.json"
+        made.append(_attach(repository, manifest, plan, statement, kind, suffix, notes, output))
+    return made
 
 
 def find_sbom(repository: RegistryRepository, manifest: Manifest, output: Output) -> bytes | None:
@@ -98,9 +109,16 @@ def find_provenance(repository: RegistryRepository, manifest: Manifest, output: 
 
 
 def released_document(
-    repository: RegistryRepository, model: str, version: str, media_type: str, output: Output
+    repository: RegistryRepository,
+    model: str,
+    version: str,
+    media_type: str,
+    output: Output,
+    is_signed: Callable[[str], bool] | None = None,
 ) -> bytes:
     """Return the SBOM or the provenance of a released version.
+
+    `is_signed`: as in `keep_documents`; a signed one goes before others, and without one that is said.
 
     Raises:
         NotReleased: there is no such version, or it has none.
@@ -114,14 +132,24 @@ def released_document(
             subject=subject,
             hint=f"`build.py history {model}` lists the versions that it has",
         )
-    found = _find(repository, manifest, media_type, output)
-    if found is None:
+    found = list(usable_documents(repository, manifest, media_type, output))
+    if not found:
         raise NotReleased(
             "it has no such document: it was released without",
             subject=subject,
             hint=f"`build.py release {model}` attaches what is missing, for the version of models.yaml",
         )
-    return found
+    if is_signed is None:
+        return found[0][1]
+    signed = next((raw for digest, raw in found if is_signed(digest)), None)
+    if signed is None:
+        output.event(
+            "document_unsigned",
+            "it is not signed: whoever may push to the repository could have written it",
+            level="warning",
+            subject=subject,
+        )
+    return found[0][1] if signed is None else signed
 
 
 def _find(
@@ -175,7 +203,7 @@ def _attach(
     suffix: str,
     notes: Mapping[str, str],
     output: Output,
-) -> None:
+) -> str:
     known = {"org.opencontainers.image.version": plan.version, LABEL_PREFIX + "model": plan.name, **notes}
     name = f"{plan.name}-{plan.version}.{suffix}"
     digest = attach(repository, manifest, Document(content, media_type, name, known))
@@ -186,6 +214,7 @@ def _attach(
         digest=digest,
         artifact_type=media_type,
     )
+    return digest
 
 
 def _requirements(plan: BuildPlan) -> dict[str, str]:

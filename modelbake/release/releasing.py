@@ -13,7 +13,7 @@ that one which `push` or `publish` tagged gets what it lacks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,8 @@ class Releasing:
     """An image that may be released, while that goes on.
 
     `report`: the one that lets it; `kept`: it is beside the image already. `signing`: how it is signed,
-    None where models.yaml asks for no signature; `before`: digests of what was attached when that began.
+    None where models.yaml asks for no signature; `before`: digests of what was attached when that began;
+    `made`: of what was made here, the same bytes as somebody has attached before or not.
     """
 
     workspace: Workspace
@@ -64,6 +65,12 @@ class Releasing:
     output: Output
     signing: Signing | None = None
     before: frozenset[str] = frozenset()
+    made: set[str] = field(default_factory=set)
+
+    @property
+    def is_signed(self) -> Callable[[str], bool] | None:
+        """What tells of a digest whether it is signed; None where nobody signs."""
+        return None if self.signing is None else partial(self.signing.has_signed, self.repository)
 
 
 Step = Callable[[Releasing], None]
@@ -78,13 +85,12 @@ def attach_audit(image: Releasing) -> None:
 
     expected = expected_of(image.plan.spec, image.plan.locked)
     signing, repository = image.signing, image.repository
-    is_signed = None if signing is None else partial(signing.has_signed, repository)
-    findings = audit_image(repository, image.manifest, expected, image.output, is_signed)
+    findings = audit_image(repository, image.manifest, expected, image.output, image.is_signed)
     if findings is None:
         return
     if signing is not None:
         signing.require_means()  # else another unsigned one would be left there
-    keep_audit(repository, image.manifest, expected, findings)
+    image.made.add(keep_audit(repository, image.manifest, expected, findings))
 
 
 def attach_report(image: Releasing) -> None:
@@ -94,15 +100,17 @@ def attach_report(image: Releasing) -> None:
 
 
 def attach_documents(image: Releasing) -> None:
-    """Keep the SBOM and the provenance beside the image, where it has none yet."""
-    keep_documents(
+    """Keep the SBOM and the provenance beside the image, where it has none yet; signed ones, as of audits."""
+    made = keep_documents(
         image.repository,
         image.manifest,
         image.plan,
         folder=image.workspace.file.absolute().parent,
         context=image.workspace.context(image.plan).digest,
         output=image.output,
+        is_signed=image.is_signed,
     )
+    image.made.update(made)
 
 
 DOCUMENTS: Sequence[Step] = (attach_audit, attach_report, attach_documents)
@@ -118,7 +126,8 @@ def sign_image(image: Releasing) -> None:
     image.signing.sign(image.repository, image.manifest)
     sign_weights(image.repository, image.manifest, image.signing)
     for each in attachments(image.repository, image.manifest):
-        if each.artifact_type in _SIGNED and each.digest not in image.before:
+        ours = each.digest in image.made or each.digest not in image.before
+        if each.artifact_type in _SIGNED and ours:
             image.signing.sign(image.repository, each.manifest)
 
 

@@ -18,8 +18,9 @@ from modelbake.audit.tokens import Canaries
 from modelbake.errors import RegistryAuthError, RegistryError, RegistryUnavailable, ReleaseError
 from modelbake.imagetar import UNREADABLE, as_file
 from modelbake.release.baked import read_baked, read_labels
-from modelbake.release.documents import find_provenance, find_sbom
+from modelbake.release.documents import SBOM_TYPE, usable_documents
 from modelbake.release.inventory import read_inventory
+from modelbake.release.provenance import PROVENANCE_TYPE
 from modelbake.release.questions import (
     CommitQuestion,
     FileQuestion,
@@ -120,9 +121,9 @@ class Searcher:
     ) -> Answer:
         labels = read_labels(repository, part)
         found = question.in_labels(labels)
-        provenance = find_provenance(repository, whole, self.output)
-        if provenance is not None:
-            found += question.in_provenance(provenance)
+        statements = [raw for _, raw in usable_documents(repository, whole, PROVENANCE_TYPE, self.output)]
+        for statement in statements:  # whoever may push may add one: none of them hides what another says
+            found += question.in_provenance(statement)
         found += [
             f"{entry.record.tag}: the repository of models.yaml"
             for channel in holdings.channels
@@ -131,15 +132,15 @@ class Searcher:
         ]
         if not found and "io.modelbake.commit" not in labels:
             return Answer("unknown", ("it has no label that says its weights' commit",))
-        return _told(found, "labels, provenance, records" if provenance else "labels, records")
+        return _told(found, "labels, provenance, records" if statements else "labels, records")
 
     def _package(
         self, question: PackageQuestion, repository: RegistryRepository, whole: Manifest, part: Manifest
     ) -> Answer:
-        sbom = find_sbom(repository, whole, self.output)
-        listed = question.in_sbom(sbom) if sbom is not None else None
-        if listed is not None:
-            return _told(listed, "SBOM")
+        boms = [raw for _, raw in usable_documents(repository, whole, SBOM_TYPE, self.output)]
+        listed = [found for raw in boms if (found := question.in_sbom(raw)) is not None]
+        if listed:  # what one of them lists, another does not hide
+            return _told([each for found in listed for each in found], "SBOM")
         self.output.event("layers_read", f"{repository.name}@{part.digest} has no SBOM: reading its layers")
         packages = read_inventory(repository, part).packages
         if not packages:

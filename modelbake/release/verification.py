@@ -30,7 +30,7 @@ from modelbake.release.aliases import ALIAS, aliases_of
 from modelbake.release.audits import kept_audits
 from modelbake.release.baked import Baked, read_baked, read_labels
 from modelbake.release.documents import SBOM_TYPE, usable_documents
-from modelbake.release.evidence import audit_problem
+from modelbake.release.evidence import audit_problem, seen
 from modelbake.release.provenance import PROVENANCE_TYPE
 from modelbake.release.quarantine import quarantines
 from modelbake.release.weightsignature import kept_bundle
@@ -342,6 +342,8 @@ class Verification:
             yield Check("channel", "failed", f"there is nothing in {name}")
         elif tagged.digest != self.manifest.digest:
             yield Check("channel", "failed", f"{name} is at another image, {tagged.digest}")
+        elif seen(self.repository, name, self.output).by_hand:
+            yield Check("channel", "note", f"{name} is at this image, and no record says who put it there")
         else:
             yield Check("channel", "ok", f"{name} is at this image")
         states = {check.name: check.state for check in found}

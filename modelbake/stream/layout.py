@@ -22,6 +22,7 @@ from typing import Any, Self
 from modelbake.diskspace import saying_full
 from modelbake.errors import LayoutError
 from modelbake.manifest import Descriptor, Manifest, digest_of
+from modelbake.smallfile import read_small
 from modelbake.stream.flow import LayerFlow
 from modelbake.stream.repository import Repository, checked
 from modelbake.writing import exclusively, new_file, remove_abandoned
@@ -32,6 +33,7 @@ _NEW = ".new-"  # how files are called until they are complete
 _MARKER = {"imageLayoutVersion": "1.0.0"}
 _PIECE = 1 << 20  # bytes
 _LARGEST_INDEX = 16 << 20  # bytes
+_LARGEST_MARKER = 1 << 16  # bytes
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -77,8 +79,8 @@ class LayoutRepository:
         """Return the layout in a folder. Raises LayoutError where there is none."""
         with _translating(folder):
             try:
-                marker = json.loads((folder / "oci-layout").read_bytes())
-            except (FileNotFoundError, NotADirectoryError, ValueError):
+                marker = json.loads(read_small(folder / "oci-layout", _LARGEST_MARKER))
+            except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
                 marker = None
         if not isinstance(marker, dict) or marker.get("imageLayoutVersion") != "1.0.0":
             raise LayoutError(
@@ -229,8 +231,7 @@ class LayoutRepository:
     def _entries(self) -> list[dict[str, Any]]:
         with _translating(self._index):
             try:
-                with self._index.open("rb") as file:
-                    raw = file.read(_LARGEST_INDEX + 1)
+                raw = read_small(self._index, _LARGEST_INDEX)
             except FileNotFoundError:
                 return []
         try:
@@ -241,7 +242,7 @@ class LayoutRepository:
         well_formed = isinstance(entries, list) and all(
             isinstance(entry, dict) and isinstance(entry.get("annotations", {}), dict) for entry in entries
         )
-        if not well_formed or len(raw) > _LARGEST_INDEX:
+        if not well_formed:
             raise LayoutError("is not the index of an OCI layout", subject=str(self._index))
         assert isinstance(entries, list)
         return entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -277,6 +278,32 @@ class TestDamage:
         (folder.folder / "index.json").write_text(index)
         with pytest.raises((BackupError, LayoutError)):
             restore("minilm", folder, open_repository(plain, PATH), output)
+
+    @pytest.mark.parametrize("name", ["io.modelbake.model", "org.opencontainers.image.ref.name"])
+    def test_a_name_that_is_no_text(
+        self, plain: UploadRegistry, open_repository: Open, folder: BackupFolder, output: Output, name: str
+    ) -> None:
+        repository = open_repository(plain, PATH)
+        put_image(repository, "1.0.0")
+        back_up("minilm", repository, folder, output)
+        index = folder.folder / "index.json"
+        document = json.loads(index.read_bytes())
+        document["manifests"][0]["annotations"][name] = ["minilm"]
+        index.write_text(json.dumps(document))
+        with pytest.raises(BackupError, match="no backup"):
+            back_up("minilm", repository, folder, output)
+        with pytest.raises(BackupError, match="no backup"):
+            restore("minilm", folder, repository, output)
+
+    @pytest.mark.promise("parsers")
+    @pytest.mark.parametrize("name", ["index.json", "oci-layout"])
+    def test_no_pipe_is_waited_for(
+        self, plain: UploadRegistry, open_repository: Open, folder: BackupFolder, output: Output, name: str
+    ) -> None:
+        (folder.folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder.folder / name)
+        with pytest.raises(LayoutError, match="not a regular file"):
+            restore("minilm", BackupFolder.open(folder.folder), open_repository(plain, PATH), output)
 
     @pytest.mark.parametrize("tag", ["../../chat/manifests/1.0.0", "1.0.0?x=1", "a b", "sha256:" + "0" * 64])
     def test_a_name_that_is_no_tag_reaches_no_registry(

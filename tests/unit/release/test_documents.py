@@ -66,6 +66,34 @@ def test_both_are_kept_once(
     assert server.count("blob") == reads + 2, "no layer is read again"
 
 
+@pytest.mark.promise("signature")
+def test_where_releases_are_signed_unsigned_ones_do_not_keep_the_right_ones_out(
+    server: UploadRegistry, open_repository: Open, plan: BuildPlan, tmp_path: Path, output: Output
+) -> None:
+    repository = open_repository(server, "ml/minilm")
+    image = put_image(repository, "1.0.0", layers=usual_layers())
+    hashes = [{"alg": "SHA-256", "content": image.digest.removeprefix("sha256:")}]
+    forged = {"bomFormat": "CycloneDX", "metadata": {"component": {"hashes": hashes}}, "components": []}
+    theirs = attach(repository, image, Document(json.dumps(forged).encode(), SBOM_TYPE, "x"))
+
+    def made(signed: set[str]) -> list[str]:
+        return keep_documents(
+            repository, image, plan, folder=tmp_path, context="sha256:" + "11" * 32, output=output,
+            is_signed=signed.__contains__,
+        )  # fmt: skip
+
+    first = made(set())
+    assert len(first) == 2 and theirs not in first
+    assert made(set(first)) == []
+    assert made(set()) == first, "the same bytes again: there once, and known to be ours"
+    for signed, components in ((set(first), True), ({theirs}, False)):
+        printed = released_document(repository, "minilm", "1.0.0", SBOM_TYPE, output, signed.__contains__)
+        assert bool(json.loads(printed)["components"]) is components
+    assert isinstance(output.stderr, io.StringIO) and "not signed" not in output.stderr.getvalue()
+    released_document(repository, "minilm", "1.0.0", SBOM_TYPE, output, lambda digest: False)
+    assert "it is not signed: whoever may push" in output.stderr.getvalue()
+
+
 def test_what_is_about_another_image_does_not_count(
     server: UploadRegistry, open_repository: Open, plan: BuildPlan, tmp_path: Path, output: Output
 ) -> None:

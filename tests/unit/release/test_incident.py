@@ -187,7 +187,9 @@ def test_a_package_is_found_by_the_sbom_and_else_in_the_layers(
         "metadata": {"component": component},
         "components": [{"purl": "pkg:pypi/torch@2.0%2Bcpu"}],
     }
-    attach(repository, image, Document(json.dumps(document).encode(), SBOM_TYPE, "x.cdx.json"))
+    hiding = {**document, "components": []}
+    for each in (hiding, document, {**hiding, "serialNumber": "x"}):  # what one lists, no other one hides
+        attach(repository, image, Document(json.dumps(each).encode(), SBOM_TYPE, "x.cdx.json"))
     put_image(repository, "2.0.0")
     found = asked(repository, PackageQuestion("torch"))
     assert (found["1.0.0"].found, found["1.0.0"].by) == (("torch 2.0+cpu",), "layers")

@@ -248,6 +248,7 @@ def test_channels(server: UploadRegistry, repository: RegistryRepository, signin
     server.repository("ml/tiny").tags["production"] = other.digest
     assert "another image" in checks(repository, **asked)["channel"].said  # type: ignore[arg-type]
     server.repository("ml/tiny").tags["production"] = image.digest
+    assert checks(repository, **asked)["channel"].state == "note", "put by hand"  # type: ignore[arg-type]
     verification = Verification(repository, "1.0.0", image, Output(), signing, None, asked["channel"])  # type: ignore[arg-type]
     policies = [each.state for each in verification.checks() if each.name == "policy"]
     assert policies == ["failed", "failed", "failed", "not checked"]
