@@ -23,6 +23,7 @@ from modelbake.manifest import MEDIA_TYPES, Manifest
 from modelbake.registryhttp import RegistryConnection
 from modelbake.registryreply import Reply, document_of, next_page, said
 
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _PUT_TURNS = 3
 _MOST_PAGES = 1000
 _NO_DELETE = (400, 405, 409, 412, 501)  # 405 by the specification; immutable tags are refused with others
@@ -213,7 +214,11 @@ class Registry(RegistryConnection):
             listed = [] if listed is None else listed  # what a registry answers when the last tag is gone
             if reply.status != 200 or not isinstance(listed, list):
                 raise self._refused(reply, "would not list the tags", subject)
-            found.update(tag for tag in listed if isinstance(tag, str))
+            named = [tag for tag in listed if isinstance(tag, str)]
+            for tag in named:
+                if not TAG.fullmatch(tag):  # it becomes part of an address, maybe of another registry's
+                    raise RegistryError(f"lists {tag[:200]!r}, which is no tag", subject=subject)
+            found.update(named)
             path = next_page(reply)
         raise RegistryError(f"lists tags on more than {_MOST_PAGES} pages", subject=subject)
 

@@ -31,8 +31,10 @@ def is_about(report: Report, manifest: Manifest) -> bool:
     return not manifest.is_index and report.image_id == manifest.config.digest
 
 
-def keep_report(repository: RegistryRepository, manifest: Manifest, report: Report, output: Output) -> None:
+def keep_report(repository: RegistryRepository, manifest: Manifest, report: Report, output: Output) -> str:
     """Attach a passing report to the image that it is about; the same report is there once.
+
+    Returns the digest of its manifest.
 
     Raises:
         ReportMissing: it is about another image.
@@ -56,6 +58,7 @@ def keep_report(repository: RegistryRepository, manifest: Manifest, report: Repo
         digest=digest,
         device=report.device,
     )
+    return digest
 
 
 def add_report(repository: RegistryRepository, manifest: Manifest, report: Report, output: Output) -> None:

@@ -10,7 +10,6 @@ it: `skopeo inspect oci:DIR:NAME/1.4.2`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -18,11 +17,11 @@ from typing import Any, Self
 from modelbake.errors import BackupError, LayoutError, ReadBackMismatch, RegistryError
 from modelbake.manifest import Descriptor, Manifest
 from modelbake.plan import LABEL_PREFIX
+from modelbake.registry import TAG
 from modelbake.release.contents import Contents, gathered
 from modelbake.stream.layout import REF_NAME, LayoutRepository
 from modelbake.stream.repository import LARGEST_DOCUMENT
 
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _MODEL = LABEL_PREFIX + "model"
 _DAMAGED = (
     "this backup is damaged: remove that file, and run `backup` again while the registry has it; or restore"
@@ -66,7 +65,7 @@ class BackupFolder(LayoutRepository):
             tag = _tag_of(entry, model)
             if tag is None:
                 continue
-            if tag and not _TAG.fullmatch(tag):  # it becomes part of an address at the registry
+            if tag and not TAG.fullmatch(tag):  # it becomes part of an address at the registry
                 raise BackupError(
                     f"the index lists {tag[:200]!r}, which is no tag", subject=str(self.folder), hint=_DAMAGED
                 )

@@ -23,7 +23,7 @@ def checkout_of(folder: Path, environment: Mapping[str, str]) -> Checkout | None
     commit = head_of(folder)
     uri = repository_of(environment)
     if commit is None:
-        named = environment.get("GITHUB_SHA") or environment.get("CICOMMIT_SHA") or ""
+        named = environment.get("GITHUB_SHA") or environment.get("CI_COMMIT_SHA") or ""
         return Checkout(named, uri) if uri and COMMIT.fullmatch(named) else None
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return Checkout(commit, uri, changed=changed != "")

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from modelbake.errors import ReadBackMismatch
 from modelbake.regression import Gate
 from modelbake.release.aliases import aliases_to_move, move_alias, require_ours
-from modelbake.release.attachments import attachments
-from modelbake.release.audits import AUDIT_TYPE, audit_image, keep_audit
+from modelbake.release.audits import audit_image, keep_audit
 from modelbake.release.choosing import (
     Wanted,
     choose_report,
@@ -29,12 +29,11 @@ from modelbake.release.choosing import (
     require_whole,
     tag_of,
 )
-from modelbake.release.documents import SBOM_TYPE, keep_documents
-from modelbake.release.provenance import PROVENANCE_TYPE
+from modelbake.release.documents import keep_documents
 from modelbake.release.quarantine import require_none
 from modelbake.release.weightsignature import sign_weights
 from modelbake.report import find_report
-from modelbake.reportstore import REPORT_TYPE, is_about, keep_report, kept_reports
+from modelbake.reportstore import is_about, keep_report, kept_reports
 from modelbake.versiontag import released_versions
 
 if TYPE_CHECKING:
@@ -52,8 +51,8 @@ class Releasing:
     """An image that may be released, while that goes on.
 
     `report`: the one that lets it; `kept`: it is beside the image already. `signing`: how it is signed,
-    None where models.yaml asks for no signature; `before`: digests of what was attached when that began;
-    `made`: of what was made here, the same bytes as somebody has attached before or not.
+    None where models.yaml asks for no signature; `made`: digests of the documents that this release has made,
+    whether or not somebody had attached the same bytes before.
     """
 
     workspace: Workspace
@@ -64,7 +63,6 @@ class Releasing:
     kept: bool
     output: Output
     signing: Signing | None = None
-    before: frozenset[str] = frozenset()
     made: set[str] = field(default_factory=set)
 
     @property
@@ -96,7 +94,7 @@ def attach_audit(image: Releasing) -> None:
 def attach_report(image: Releasing) -> None:
     """Keep the report beside the image, where it is one of this machine."""
     if not image.kept:
-        keep_report(image.repository, image.manifest, image.report, image.output)
+        image.made.add(keep_report(image.repository, image.manifest, image.report, image.output))
 
 
 def attach_documents(image: Releasing) -> None:
@@ -117,22 +115,26 @@ DOCUMENTS: Sequence[Step] = (attach_audit, attach_report, attach_documents)
 
 
 def sign_image(image: Releasing) -> None:
-    """Sign the image's digest, its weights, and the documents that this release has attached; see `signing:`.
+    """Sign the image's digest, its weights, and the documents that this release has made; see `signing:`.
 
-    A document that was there before is not signed: whoever may push could have put it there.
+    What else is attached, before or meanwhile, is not signed: whoever may push could have put it there.
     """
     if image.signing is None:
         return
     image.signing.sign(image.repository, image.manifest)
     sign_weights(image.repository, image.manifest, image.signing)
-    for each in attachments(image.repository, image.manifest):
-        ours = each.digest in image.made or each.digest not in image.before
-        if each.artifact_type in _SIGNED and ours:
-            image.signing.sign(image.repository, each.manifest)
+    for digest in sorted(image.made):
+        document = image.repository.manifest(digest)
+        if document is None:
+            raise ReadBackMismatch(
+                "the registry took it, but does not have it",
+                subject=f"{image.repository.name}@{digest}",
+                hint="run it again",
+            )
+        image.signing.sign(image.repository, document)
 
 
 SIGNING: Sequence[Step] = (sign_image,)
-_SIGNED = (REPORT_TYPE, AUDIT_TYPE, SBOM_TYPE, PROVENANCE_TYPE)
 
 
 @dataclass(frozen=True)
@@ -195,12 +197,9 @@ def release(
     aliases = aliases_to_move(plan.version, versions)
     for alias in aliases:
         require_ours(repository, alias, versions, manifest)
-    before = []
     if signer is not None:
         signer.prepare(repository, manifest)
-        before = attachments(repository, manifest)
-    attached = frozenset(each.digest for each in before)
-    image = Releasing(workspace, plan, repository, manifest, report, kept, output, signer, attached)
+    image = Releasing(workspace, plan, repository, manifest, report, kept, output, signer)
     for step in (*documents, *signing):
         step(image)
     tag_of(repository, plan.version, manifest).put(manifest)

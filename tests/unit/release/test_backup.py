@@ -318,6 +318,9 @@ class TestDamage:
         index.write_text(index.read_text().replace("minilm/1.0.0", f"minilm/{tag}"))
         with pytest.raises(BackupError, match="which is no tag"):
             restore("minilm", folder, open_repository(other, PATH), output)
+        plain.repository(PATH).tags[tag] = plain.repository(PATH).tags.pop("1.0.0")
+        with pytest.raises(RegistryError, match="which is no tag"):  # the same of a backup in a registry
+            restore("minilm", repository, open_repository(other, PATH), output)
         assert not other.seen
 
     def test_a_folder_that_holds_other_images_is_no_backup(

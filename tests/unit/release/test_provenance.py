@@ -155,5 +155,6 @@ class TestCheckout:
     ) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
         assert checkout_of(tmp_path, GITHUB) == Checkout("ab" * 20, repository_of(GITHUB))
+        assert checkout_of(tmp_path, GITLAB) == Checkout("cd" * 20, repository_of(GITLAB))
         assert checkout_of(tmp_path, {"GITHUB_SHA": "x", **GITLAB}) is None
         assert checkout_of(tmp_path, {}) is None

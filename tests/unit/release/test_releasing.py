@@ -19,6 +19,7 @@ from modelbake.errors import (
     ReadBackMismatch,
     ReleaseError,
     ReportMissing,
+    SignatureError,
     TagConflict,
 )
 from modelbake.manifest import Manifest
@@ -304,6 +305,41 @@ def test_a_forged_audit_gets_nothing_signed(bench: Bench, tmp_path: Path) -> Non
     signer = Signing.by_key(str(tmp_path / "cosign.pub"), bench.output)
     signer.__dict__["_means"] = None  # that there is a key and a program is asked first
     bench.refused(AuditFailed, "secret-huggingface", documents=DOCUMENTS, signer=signer)
+
+
+@dataclass(frozen=True)
+class SaysItSigned(Signing):
+    """Remembers what was to be signed."""
+
+    signed: list[str] = field(default_factory=list)
+
+    def verify(self, repository: RegistryRepository, manifest: Manifest) -> None:
+        raise SignatureError("nobody has")
+
+    def prepare(self, repository: RegistryRepository, manifest: Manifest) -> None:
+        pass
+
+    def sign(self, repository: RegistryRepository, manifest: Manifest) -> bool:
+        self.signed.append(manifest.digest)
+        return True
+
+
+@pytest.mark.promise("signature")
+def test_what_others_attach_meanwhile_is_not_signed(bench: Bench) -> None:
+    """An audit takes minutes: whoever may push has them to put an audit of their own beside the image."""
+    manifest = bench.image("candidate-1")
+    write_report(bench.workspace.reports, report_of(bench.plan, manifest))
+    theirs: list[str] = []
+
+    def others(image: Releasing) -> None:
+        expected = expected_of(image.plan.spec, image.plan.locked)
+        findings = Findings("minilm", manifest.digest, 1, 1, 1, ())
+        theirs.append(keep_audit(image.repository, image.manifest, expected, findings))
+
+    signer = SaysItSigned(bench.output)
+    bench(documents=(attach_report, others), signer=signer)
+    (report,) = referrers(bench.repository, manifest, REPORT_TYPE)
+    assert signer.signed == [manifest.digest, report.digest] and theirs[0] not in signer.signed
 
 
 @pytest.mark.promise("quarantine")
