@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REFERENCE := $(VENV)/.reference
 
-.PHONY: setup demo test story check clean pins schema bench faults
+.PHONY: setup demo test story faults nightly check clean pins schema bench
 
 setup: $(STAMP) ## the toolkit's own packages, in .venv
 
@@ -21,6 +21,8 @@ story: $(STAMP) $(REFERENCE) ## README's releases on a real registry: promoted, 
 
 faults: $(STAMP) $(REFERENCE) ## every fault against every promise, as a table and bench/faults.json
 	$(BIN)/python -m tests.fault_matrix $(ARGS)
+
+nightly: faults story ## what takes too long for every change
 
 check: $(STAMP) $(REFERENCE) ## what CI checks before the tests: format, lint, types
 	$(BIN)/ruff format --check .
