@@ -17,7 +17,7 @@ test: $(STAMP) $(REFERENCE) ## every test; starts the engine and the registry th
 	$(BIN)/python -m pytest tests/integration
 
 story: $(STAMP) $(REFERENCE) ## README's releases on a real registry: promoted, rolled back, lost and restored
-	$(BIN)/python -m pytest -s tests/integration/test_release_story.py $(ARGS)
+	MODELBAKE_STORY=1 $(BIN)/python -m pytest -s tests/integration/test_release_story.py $(ARGS)
 
 faults: $(STAMP) $(REFERENCE) ## every fault against every promise, as a table and bench/faults.json
 	$(BIN)/python -m tests.fault_matrix $(ARGS)

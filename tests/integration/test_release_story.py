@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
@@ -133,6 +134,7 @@ def commit_of(world: World) -> str:
     return str(lock["models"][NAME]["commit"])
 
 
+@pytest.mark.skipif("MODELBAKE_STORY" not in os.environ, reason="takes two minutes: `make story` runs it")
 def test_releases(story: Story) -> None:
     world = story.world
     lines = iter(told_lines())
