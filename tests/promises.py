@@ -39,7 +39,7 @@ PROMISES = {
 
 
 def full() -> bool:
-    """Tell whether `make faults` runs: it tries all cases, `make test` a few of each kind."""
+    """Tell whether all cases are tried: `make test` tries a few of each kind (see `tests.fault_matrix`)."""
     return os.environ.get("MODELBAKE_FAULTS") == "full"
 
 

@@ -1,6 +1,6 @@
 """docs/runbooks: each page's own commands are run, in their order, on a real registry and a real engine.
 
-`make faults` rehearses all pages, in a registry that is theirs to lose; `make test` the two shorter ones.
+`make nightly` rehearses all pages, in a registry that is theirs to lose; `make test` the two shorter ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOLDER = ROOT / "docs/runbooks"
 NAME, REGISTRY = "drilled", "runbooks"
 GOOD, POISON = b"\4" * 300_000, b"\6" * 300_000
 SHA256 = hashlib.sha256(POISON).hexdigest()
-EVERY_PAGE = pytest.mark.skipif(not full(), reason="takes a minute: `make faults` rehearses it")
+EVERY_PAGE = pytest.mark.skipif(not full(), reason="takes a minute: `make nightly` rehearses it")
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.M | re.S)
 _SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
 
