@@ -126,6 +126,7 @@ def test_what_was_tested_is_released(world: World) -> None:
 
 @pytest.mark.promise("tags", "crash")
 def test_killed_between_the_tag_and_an_alias_the_next_run_completes_it(world: World) -> None:
+    world.build_py("release", "tiny").ok()
     digest, whole = candidate(world), named(world)
     forget(world, *whole)
     ended = end_at(world, Stage("alias_moved"), signal.SIGKILL, "release", "tiny")
@@ -150,6 +151,7 @@ def test_a_registry_that_goes_away_at_any_request(
     world: World, proxy: StreamingProxy, monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
     """What is left is the old state, or the version without an alias; the next run completes it."""
+    world.build_py("release", "tiny").ok()
     monkeypatch.setattr(registryhttp, "_FIRST_WAIT", 0.0)
     for name, value in world.environment.items():
         monkeypatch.setenv(name, value)
