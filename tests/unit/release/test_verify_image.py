@@ -31,7 +31,7 @@ class Answer:
 class Server(RunsInThread, http.server.ThreadingHTTPServer):
     """Answers as it is told, and keeps what it was asked with: path and Authorization."""
 
-    daemon_threads = True
+    daemon_threads = False  # ended before the server is: none leaves a socket behind
 
     def __init__(self, answer: Callable[[str, str], Answer]) -> None:
         seen: list[tuple[str, str]] = []
