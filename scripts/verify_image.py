@@ -238,6 +238,16 @@ def login_of(host: str) -> str | None:
 class Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects without the credentials, and never from HTTPS to HTTP."""
 
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        """Follow a redirect; where that cannot be done the answer is closed as well."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except BaseException:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """Return the request that follows a redirect."""
         if req.type == "https" and not newurl.startswith("https://"):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.server
+import io
 import json
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -19,10 +22,6 @@ from tests.unit.release.verifier import verify_image
 LOGIN = base64.b64encode(b"user:of the registry").decode()
 BLOB = b"a small blob"
 DIGEST = f"sha256:{hashlib.sha256(BLOB).hexdigest()}"
-
-
-# A connection that an error ends is closed when it is collected, which may be during the next test.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @dataclass
@@ -159,6 +158,14 @@ def test_an_address_that_is_none_is_no_traceback(start: Start, headers: dict[str
     with pytest.raises(verify_image.Problem) as raised:
         blob_at(server.host)
     assert raised.value.code == 3
+
+
+def test_the_answer_of_a_redirect_that_leads_nowhere_is_closed() -> None:
+    request, answer, headers = urllib.request.Request("http://127.0.0.1/"), io.BytesIO(), Message()
+    headers["Location"] = "http://[/"
+    with pytest.raises(ValueError, match="IPv6"):
+        verify_image.Redirects().http_error_307(request, answer, 307, "", headers)
+    assert answer.closed
 
 
 @pytest.mark.promise("access")
