@@ -90,8 +90,16 @@ def read_history(repository: RegistryRepository, model: str, reports: Path, outp
 def read_version(repository: RegistryRepository, model: str, version: str, output: Output) -> Version | None:
     """Return one released version, None where there is no such tag. Raises RegistryError."""
     manifest = repository.manifest(version)
-    if manifest is None:
-        return None
+    return None if manifest is None else described(repository, model, version, manifest, output)
+
+
+def described(
+    repository: RegistryRepository, model: str, version: str, manifest: Manifest, output: Output
+) -> Version:
+    """Return what is known of a version's image, whatever the version's tag names by now.
+
+    Raises RegistryError.
+    """
     image = single_image(repository, manifest)
     size = None if image is None else sum(blob.size for blob in (image.config, *image.layers))
     kept = kept_reports(repository, manifest, model, version, output)

@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from modelbake.config import ModelSpec
     from modelbake.credentials import Secret
     from modelbake.locked import LockedModel
+    from modelbake.output import Output
+
+
+def telling_layers(output: Output) -> Callable[[LayerFacts], None]:
+    """Return a listener that tells of each layer that has been read, and of all bytes so far."""
+    read = 0
+
+    def tell(layer: LayerFacts) -> None:
+        nonlocal read
+        read += layer.size
+        output.event(
+            "layer_audited", f"read a layer of {layer.size:,} bytes; {read / 1e6:,.0f} MB", bytes=layer.size
+        )
+
+    return tell
 
 
 def expected_of(spec: ModelSpec, locked: LockedModel) -> Expected:

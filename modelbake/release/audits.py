@@ -152,10 +152,9 @@ def audit_image(
     Raises AuditFailed where anything but notes was found, after a line for each of it; and what
     `audit.auditing.audit` raises.
     """
-    from modelbake.audit.auditing import audit
+    from modelbake.audit.auditing import audit, telling_layers
     from modelbake.audit.findings import in_words, require_passed
     from modelbake.audit.images import RepositoryImage
-    from modelbake.audit.layer import LayerFacts
 
     wanted = expected_digest(expected)
     for kept in kept_audits(repository, manifest):
@@ -164,20 +163,9 @@ def audit_image(
                 "audit_kept", f"audited on {kept.created[:10]}, by the same rules", digest=kept.digest
             )
             return None
-    read_bytes = 0
-
-    def told(layer: LayerFacts) -> None:
-        nonlocal read_bytes
-        read_bytes += layer.size
-        output.event(
-            "layer_audited",
-            f"read a layer of {layer.size:,} bytes; {read_bytes / 1e6:,.0f} MB",
-            bytes=layer.size,
-        )
-
     image = RepositoryImage(repository, manifest.digest)
     output.event("audit_started", f"reading all of {image.name}", digest=manifest.digest)
-    findings = audit(image, expected, on_layer=told)
+    findings = audit(image, expected, on_layer=telling_layers(output))
     lines = in_words(findings)
     for line in lines[-1:] if findings.passed else lines:
         output.event("audited", line, level="info" if findings.passed else "warning")

@@ -24,6 +24,7 @@ from modelbake.errors import (
 from modelbake.history import single_image
 from modelbake.parallel import parallel
 from modelbake.plan import LABEL_PREFIX, LOCK_LABEL, PLAN_LABEL
+from modelbake.release.parts import missing_parts
 from modelbake.stream.repository import read_document
 from modelbake.versiontag import VersionTag
 
@@ -206,24 +207,12 @@ def _listed(candidates: Sequence[Found]) -> str:
 
 def require_whole(repository: RegistryRepository, manifest: Manifest) -> None:
     """Raise ReadBackMismatch where the registry lacks a manifest, a configuration or a layer of an image."""
-    images = [manifest]
-    if manifest.is_index:
-        listed = [(each.digest, repository.manifest(each.digest)) for each in manifest.manifests]
-        images = [each for _, each in listed if each is not None]
-        if missing := [digest for digest, each in listed if each is None]:
-            raise _lacking(repository, manifest, missing)
-    blobs = list(dict.fromkeys(blob for image in images for blob in (image.config, *image.layers)))
-    there = parallel(blobs, repository.has, _AT_ONCE)
-    if missing := [blob.digest for blob, has in zip(blobs, there, strict=True) if not has]:
-        raise _lacking(repository, manifest, missing)
-
-
-def _lacking(repository: RegistryRepository, manifest: Manifest, missing: Sequence[str]) -> ReadBackMismatch:
-    return ReadBackMismatch(
-        f"the registry lacks {len(missing)} of its parts, {missing[0]} for one",
-        subject=f"{repository.name}@{manifest.digest}",
-        hint="publish or push it again",
-    )
+    if missing := missing_parts(repository, manifest):
+        raise ReadBackMismatch(
+            f"the registry lacks {len(missing)} of its parts, {missing[0]} for one",
+            subject=f"{repository.name}@{manifest.digest}",
+            hint="publish or push it again",
+        )
 
 
 def choose_report(

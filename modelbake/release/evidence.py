@@ -12,16 +12,15 @@ from modelbake.errors import (
     SignatureError,
     SigningFailed,
 )
-from modelbake.history import Version, single_image
-from modelbake.parallel import parallel
 from modelbake.release.audits import kept_audits
+from modelbake.release.parts import missing_parts
 from modelbake.release.policy import Facts
 from modelbake.release.promotion import carry_out, look
 from modelbake.reportstore import kept_reports
 from modelbake.stream.repository import read_document
 
 if TYPE_CHECKING:
-    from modelbake.manifest import Descriptor, Manifest
+    from modelbake.manifest import Manifest
     from modelbake.output import Output
     from modelbake.release.channels import Channel
     from modelbake.release.entries import ChannelEntry
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from modelbake.stream.repository import RegistryRepository
 
 Verify = Callable[["RegistryRepository", "Manifest"], None]  # raises SignatureError
-_AT_ONCE = 8  # blobs that are asked for at the same time
 _MOST_NAMED = 5  # blobs that a message names
 
 
@@ -108,16 +106,6 @@ def audit_problem(
     return "a clean audit is kept beside it, and is not signed itself: `release` makes one that is"
 
 
-def described(
-    repository: RegistryRepository, model: str, version: str, manifest: Manifest, output: Output
-) -> Version:
-    """Return what is known of the image that a manifest names, whatever the version's tag says by now."""
-    image = single_image(repository, manifest)
-    size = None if image is None else sum(blob.size for blob in (image.config, *image.layers))
-    reports = kept_reports(repository, manifest, model, version, output)
-    return Version(version, manifest.digest, size, tuple(reports))
-
-
 def configuration(repository: RegistryRepository, manifest: Manifest) -> bytes | None:
     """Return the configuration of an image of one platform, None for an index."""
     return None if manifest.is_index else read_document(repository, manifest.config)
@@ -125,18 +113,7 @@ def configuration(repository: RegistryRepository, manifest: Manifest) -> bytes |
 
 def require_whole(repository: RegistryRepository, manifest: Manifest) -> None:
     """Raise ReleaseError unless the registry has everything that a host would pull."""
-    gone: list[str] = []
-    blobs: dict[str, Descriptor] = {}
-    inner: list[Manifest] = [manifest]
-    if manifest.is_index:
-        found = parallel(manifest.manifests, lambda each: (each, repository.manifest(each.digest)), _AT_ONCE)
-        gone += [each.digest for each, there in found if there is None]
-        inner = [there for _, there in found if there is not None and not there.is_index]
-    for image in inner:
-        blobs |= {blob.digest: blob for blob in (image.config, *image.layers)}
-    held = parallel(list(blobs.values()), lambda blob: (blob, repository.has(blob)), _AT_ONCE)
-    gone += [blob.digest for blob, there in held if not there]
-    if gone:
+    if gone := missing_parts(repository, manifest):
         more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""
         raise ReleaseError(
             f"the registry lacks what it is made of: {', '.join(gone[:_MOST_NAMED])}{more}",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from modelbake.grammar import VERSION
 from modelbake.parallel import parallel
+from modelbake.release.aliases import ALIAS
 from modelbake.release.promotion import carry_out, look
 from modelbake.release.records import channels_of, parse_tag
 from modelbake.versiontag import precedence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from modelbake.stream.repository import RegistryRepository
 
 _AT_ONCE = 8  # tags that are asked for at the same time
-_ALIAS = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))?", re.ASCII)
 _ABOUT = re.compile(r"sha256-[0-9a-f]{64}(?:\..+)?")
 
 
@@ -115,7 +115,7 @@ def gather(tags: Mapping[str, Sequence[str]], channels: Sequence[Channel]) -> tu
 
 def _holding(digest: str, tags: Sequence[str], channels: Sequence[Channel]) -> Holding:
     versions = sorted((tag for tag in tags if VERSION.matches(tag)), key=precedence, reverse=True)
-    aliases = sorted(tag for tag in tags if _ALIAS.fullmatch(tag))
+    aliases = sorted(tag for tag in tags if ALIAS.fullmatch(tag))
     candidates = sorted(tag for tag in tags if tag.startswith("candidate-"))
     named = {*versions, *aliases, *candidates}
     records = [

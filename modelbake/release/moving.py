@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from modelbake.comparison import read_image
 from modelbake.errors import ModelbakeError, NotReleased, RegistryError, ReleaseError, TagConflict, UsageError
 from modelbake.grammar import VERSION
-from modelbake.history import Version
+from modelbake.history import Version, described
 from modelbake.release.baked import require_said
 from modelbake.release.changes import changes
 from modelbake.release.channels import (
@@ -24,7 +24,6 @@ from modelbake.release.channels import (
 from modelbake.release.evidence import (
     Verify,
     configuration,
-    described,
     gather,
     require_whole,
     seen,

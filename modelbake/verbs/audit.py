@@ -52,24 +52,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print what was found. Raises AuditFailed where anything but notes was."""
-    from modelbake.audit.auditing import audit
+    from modelbake.audit.auditing import audit, telling_layers
     from modelbake.audit.findings import as_document, in_words, require_passed
-    from modelbake.audit.layer import LayerFacts
 
     canaries = _canaries(args.canary_file, output)
     name = _model(args, workspace)
-    read = 0
-
-    def told(layer: LayerFacts) -> None:
-        nonlocal read
-        read += layer.size
-        output.event(
-            "layer_audited", f"read a layer of {layer.size:,} bytes; {read / 1e6:,.0f} MB", bytes=layer.size
-        )
-
     expected = _expected(workspace, name)
     with _image(args, workspace, name, output) as image:
         output.event("audit_started", f"reading all of {image.name} ({image.digest})", digest=image.digest)
+        told = telling_layers(output)
         findings = audit(image, expected, canaries=canaries, strict=args.strict, on_layer=told)
     if args.sarif:
         _write_sarif(args.sarif, findings)
