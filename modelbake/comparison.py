@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelbake.figures import FIGURES, shown
 from modelbake.history import Version, single_image
+from modelbake.manifest import labels_in
 from modelbake.plan import LABEL_PREFIX, LOCK_LABEL, PLAN_LABEL
 from modelbake.registryreply import document_of
 from modelbake.regression import change
@@ -64,9 +65,7 @@ def read_image(repository: RegistryRepository, digest: str) -> Image | None:
 def image_of(manifest: Manifest, config: bytes) -> Image:
     """Return what a manifest and a configuration say, as far as they make sense together. Pure."""
     document = document_of(config)
-    settings, roots = document.get("config"), document.get("rootfs")
-    labels = settings.get("Labels") if isinstance(settings, dict) else None
-    labels = labels if isinstance(labels, dict) else {}
+    roots = document.get("rootfs")
     diff_ids = roots.get("diff_ids") if isinstance(roots, dict) else None
     if not isinstance(diff_ids, list) or len(diff_ids) != len(manifest.layers):
         diff_ids = [layer.digest for layer in manifest.layers]
@@ -78,7 +77,7 @@ def image_of(manifest: Manifest, config: bytes) -> Image:
         Layer(str(diff_id), blob.size, maker)
         for diff_id, blob, maker in zip(diff_ids, manifest.layers, makers, strict=False)
     ]
-    return Image({name: text for name, text in labels.items() if isinstance(text, str)}, tuple(layers))
+    return Image(labels_in(document), tuple(layers))
 
 
 def choose_reports(before: Version, now: Version) -> tuple[Report | None, Report | None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,15 @@ def _unambiguous(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def digest_of(body: bytes) -> str:
     """Return `sha256:` and the hex digest of the bytes."""
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def labels_in(configuration: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels in an image's configuration; what is no label there is passed over."""
+    settings = configuration.get("config")
+    labels = settings.get("Labels") if isinstance(settings, dict) else None
+    if not isinstance(labels, dict):
+        return {}
+    return {name: text for name, text in labels.items() if isinstance(text, str)}
 
 
 def is_image(manifest: Manifest, image_id: str, store: str) -> bool:

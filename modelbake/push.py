@@ -23,7 +23,7 @@ from modelbake.report import Report, read_report
 from modelbake.reportstore import add_report, keep_report
 from modelbake.schema import ToleranceEntry
 from modelbake.stream.repository import RegistryRepository
-from modelbake.versiontag import VersionTag
+from modelbake.versiontag import VersionTag, candidate_tag
 
 if TYPE_CHECKING:
     from modelbake.engine import Engine, EngineInfo, LocalImage
@@ -101,7 +101,7 @@ def push(
             output.event("already_pushed", f"{repository}:{version} is there already: {there.digest}")
             return PushedImage(f"{repository}@{there.digest}", there.digest, version, already=True)
         Gate(kept, model, version, tolerance or ToleranceEntry(), output).require(report)
-        candidate = f"candidate-{image.id.removeprefix('sha256:')[:12]}"
+        candidate = candidate_tag(image.id)
         output.event(
             "push_started",
             f"pushing {reference.name}:{candidate}",

@@ -15,6 +15,13 @@ from modelbake.grammar import VERSION
 from modelbake.manifest import Manifest
 from modelbake.registry import Registry
 
+CANDIDATE = "candidate-"  # how the tag begins that an image has before its version tag, and keeps
+
+
+def candidate_tag(digest: str) -> str:
+    """Return the tag of a candidate, by `sha256:...` of its manifest or its configuration."""
+    return f"{CANDIDATE}{digest.removeprefix('sha256:')[:12]}"
+
 
 def precedence(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]]:
     """Return a semantic version's key for comparison: https://semver.org, item 11."""

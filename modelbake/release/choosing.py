@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelbake.comparison import image_of
 from modelbake.errors import (
     ReadBackMismatch,
     RegistryAuthError,
@@ -22,18 +21,19 @@ from modelbake.errors import (
     TagConflict,
 )
 from modelbake.history import single_image
+from modelbake.manifest import labels_in
 from modelbake.parallel import parallel
 from modelbake.plan import LABEL_PREFIX, LOCK_LABEL, PLAN_LABEL
+from modelbake.registryreply import document_of
 from modelbake.release.parts import missing_parts
 from modelbake.stream.repository import read_document
-from modelbake.versiontag import VersionTag
+from modelbake.versiontag import CANDIDATE, VersionTag
 
 if TYPE_CHECKING:
     from modelbake.manifest import Manifest
     from modelbake.report import Report
     from modelbake.stream.repository import RegistryRepository
 
-CANDIDATE = "candidate-"  # how the tag begins that an image has before its version tag
 _AT_ONCE = 8  # candidates that the registry is asked about at the same time
 _SHOWN = 10  # candidates that an error lists
 
@@ -84,7 +84,7 @@ def tag_of(repository: RegistryRepository, version: str, manifest: Manifest | No
 def labels_of(repository: RegistryRepository, manifest: Manifest) -> Mapping[str, str]:
     """Return an image's labels; none of an index of several platforms. Raises RegistryError."""
     image = single_image(repository, manifest)
-    return {} if image is None else image_of(image, read_document(repository, image.config)).labels
+    return {} if image is None else labels_in(document_of(read_document(repository, image.config)))
 
 
 def find_image(repository: RegistryRepository, wanted: Wanted, digest: str | None) -> Found:

@@ -16,8 +16,8 @@ from modelbake.manifest import Descriptor, Manifest
 from modelbake.parallel import parallel
 from modelbake.release.attachments import attachments, subject_of_tag
 from modelbake.stream.repository import RegistryRepository
+from modelbake.versiontag import CANDIDATE
 
-CANDIDATE = "candidate-"
 AT_ONCE = 8  # what is asked or sent at the same time
 _DEEPEST = 8  # of indexes in indexes
 _RECORD = re.compile(r"[a-z][a-z0-9-]*-[0-9]{4,}")

@@ -39,10 +39,12 @@ def gather(
     verify: Verify | None,
     now: datetime,
     output: Output,
+    soaked: Channel | None = None,
 ) -> Facts:
     """Return what a channel's requirements are judged by; what is not required is not looked at.
 
-    `named`: the model and the version that the manifest is released as. `now`: in UTC.
+    `named`: the model and the version that the manifest is released as. `now`: in UTC. `soaked`: the channel
+    in which it has to have been.
 
     Raises RegistryError, and SigningFailed where a signature is required and cannot be verified here.
     """
@@ -54,7 +56,6 @@ def gather(
         signature = signature_problem(repository, manifest, verify)
     if "audit" in entry.require:
         audit = audit_problem(repository, manifest, verify if "signature" in entry.require else None)
-    soaked = seen(repository, entry.soak.channel, output) if entry.soak else None
     return Facts(manifest.digest, now, tuple(reports), audit, signature, soaked)
 
 

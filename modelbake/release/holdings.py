@@ -20,7 +20,7 @@ from modelbake.parallel import parallel
 from modelbake.release.aliases import ALIAS
 from modelbake.release.promotion import carry_out, look
 from modelbake.release.records import channels_of, parse_tag
-from modelbake.versiontag import precedence
+from modelbake.versiontag import CANDIDATE, precedence
 
 if TYPE_CHECKING:
     from modelbake.errors import RegistryError
@@ -116,7 +116,7 @@ def gather(tags: Mapping[str, Sequence[str]], channels: Sequence[Channel]) -> tu
 def _holding(digest: str, tags: Sequence[str], channels: Sequence[Channel]) -> Holding:
     versions = sorted((tag for tag in tags if VERSION.matches(tag)), key=precedence, reverse=True)
     aliases = sorted(tag for tag in tags if ALIAS.fullmatch(tag))
-    candidates = sorted(tag for tag in tags if tag.startswith("candidate-"))
+    candidates = sorted(tag for tag in tags if tag.startswith(CANDIDATE))
     named = {*versions, *aliases, *candidates}
     records = [
         entry.record for channel in channels for entry in channel.history if entry.record.digest == digest

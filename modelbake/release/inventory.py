@@ -21,7 +21,7 @@ from typing import Any
 from modelbake.errors import RegistryError, ReleaseError
 from modelbake.history import single_image
 from modelbake.imagetar import UNREADABLE, as_file, is_below, unpacked, whiteout
-from modelbake.manifest import Descriptor, Manifest
+from modelbake.manifest import Descriptor, Manifest, labels_in
 from modelbake.requirements import normalised
 from modelbake.stream.layers import ROOT
 from modelbake.stream.repository import RegistryRepository, read_document
@@ -61,9 +61,7 @@ class Inventory:
     @property
     def labels(self) -> Mapping[str, str]:
         """The image's labels."""
-        settings = self.config.get("config")
-        labels = settings.get("Labels") if isinstance(settings, dict) else None
-        return labels if isinstance(labels, dict) else {}
+        return labels_in(self.config)
 
 
 @dataclass(frozen=True)

@@ -99,12 +99,17 @@ class Mover:
         image = self._released(version)
         require_none(self.repository, image, f"{self.model} {version}")
         state = self._look(over)
-        self._require_unmoved(version, image, state)
+        others = {name: seen(self.repository, name, self.output) for name in self.others}
+        _require_unmoved(self.repository.name, version, image, [state, *others.values()])
         if self._is_there(state, image.digest, version):
             return image.digest
         require_said(self.repository, image, self.model, version)
         named = (self.model, version)
-        facts = gather(self.repository, image, named, entry, self.verify, self.now(), self.output)
+        soaked = None
+        if entry.soak is not None:
+            soak = entry.soak.channel
+            soaked = others[soak] if soak in others else seen(self.repository, soak, self.output)
+        facts = gather(self.repository, image, named, entry, self.verify, self.now(), self.output, soaked)
         require(entry, facts, f"{self.model} {version}", self.channel)
         return self._move("promote", state, image, version, over)
 
@@ -189,19 +194,6 @@ class Mover:
         )
         return True
 
-    def _require_unmoved(self, version: str, image: Manifest, state: Channel) -> None:
-        """Raise TagConflict where a version was another image when it was in any of the channels."""
-        states = [state, *(seen(self.repository, name, self.output) for name in self.others)]
-        moves = (move for each in states for move in reversed(each.moves) if move.version == version)
-        earlier = next((move for move in moves if move.digest != image.digest), None)
-        if earlier is not None:
-            raise TagConflict(
-                f"{version} was {earlier.digest} when it was in {earlier.channel} ({earlier.tag}), and its"
-                f" tag names {image.digest} now: somebody has moved it",
-                subject=f"{self.repository.name}:{version}",
-                hint="released versions never change: release a new one",
-            )
-
     def _released(self, version: str) -> Manifest:
         image = self.repository.manifest(version) if VERSION.matches(version) else None
         if image is None:
@@ -274,6 +266,19 @@ class Mover:
         )
         images = [read_image(self.repository, digest) for digest in (state.digest, image.digest)]
         return changes(before, now, *images)
+
+
+def _require_unmoved(repository: str, version: str, image: Manifest, channels: Sequence[Channel]) -> None:
+    """Raise TagConflict where a version was another image when it was in any of the channels. Pure."""
+    moves = (move for each in channels for move in reversed(each.moves) if move.version == version)
+    earlier = next((move for move in moves if move.digest != image.digest), None)
+    if earlier is not None:
+        raise TagConflict(
+            f"{version} was {earlier.digest} when it was in {earlier.channel} ({earlier.tag}), and its tag"
+            f" names {image.digest} now: somebody has moved it",
+            subject=f"{repository}:{version}",
+            hint="released versions never change: release a new one",
+        )
 
 
 def nearest(version: str, released: Sequence[str]) -> list[str]:

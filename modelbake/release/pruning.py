@@ -26,7 +26,7 @@ from modelbake.referrers import artifact_type_of, referrers_tag
 from modelbake.registryreply import document_of
 from modelbake.release.attachments import COSIGN_SUFFIXES, subject_of_tag
 from modelbake.release.retention import (
-    CANDIDATE,
+    CANDIDATES,
     MEMORY,
     RUNTIME,
     Holding,
@@ -102,7 +102,7 @@ class _Survey:
             self._read_listed(digest)
         for digest in sorted({each for tag, each in self._tags.items() if self._may_go.fullmatch(tag)}):
             self._read_about(digest, digest)
-            if self._may_go is CANDIDATE:
+            if self._may_go is CANDIDATES:
                 self._read_image(digest)
         # What is attached to the rest is needed only where a tag says that there is something.
         for tag in self._tags:
@@ -238,7 +238,7 @@ def plan_pruning(
     used: set[str] = set()
     for name, repository in models.items():
         output.event("prune_reading", f"reading what {repository.name} has")
-        found = survey(repository, CANDIDATE)
+        found = survey(repository, CANDIDATES)
         surveyed[repository.path] = found
         if name in chosen:
             removals += candidates_to_remove(found.holding, keep, found.signed)

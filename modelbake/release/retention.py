@@ -22,12 +22,12 @@ from modelbake.grammar import VERSION
 from modelbake.manifest import Manifest
 from modelbake.plan import LOCK_LABEL
 from modelbake.release.attachments import subject_of_tag
-from modelbake.versiontag import precedence
+from modelbake.versiontag import CANDIDATE, precedence
 
 # The tags of what may go: of a model's repository, of REGISTRY/weights, of REGISTRY/runtimes.
-CANDIDATE = re.compile(r"candidate-.+")
+CANDIDATES = re.compile(f"{CANDIDATE}.+")
 MEMORY = re.compile(r"(?:group|weights)-[a-z0-9-]*[0-9a-f]{64}")
-RUNTIME = re.compile(r"[a-z0-9._-]+-[0-9a-f]{32}|candidate-[0-9a-f]{12}")
+RUNTIME = re.compile(rf"[a-z0-9._-]+-[0-9a-f]{{32}}|{CANDIDATE}[0-9a-f]{{12}}")
 _OURS = ("application/vnd.modelbake.", "application/vnd.cyclonedx+json", "application/vnd.in-toto+json")
 
 
@@ -129,7 +129,7 @@ def protected(holding: Holding, signed: Iterable[str] = ()) -> set[str]:
     named = {
         digest
         for tag, digest in holding.tags.items()
-        if not CANDIDATE.fullmatch(tag) and subject_of_tag(tag) is None
+        if not CANDIDATES.fullmatch(tag) and subject_of_tag(tag) is None
     }
     return holding.with_parts([*named, *signed])
 
@@ -141,7 +141,7 @@ def candidates_to_remove(holding: Holding, keep: int, signed: Iterable[str] = ()
     """
     stays = protected(holding, signed)
     open_ = {
-        digest for tag, digest in holding.tags.items() if CANDIDATE.fullmatch(tag) and digest not in stays
+        digest for tag, digest in holding.tags.items() if CANDIDATES.fullmatch(tag) and digest not in stays
     }
 
     def age(digest: str) -> tuple[object, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from modelbake.manifest import labels_in
 from modelbake.plan import PLAN_LABEL
 from modelbake.registryreply import document_of
 from modelbake.stream.assembly import ORDER
@@ -29,9 +30,7 @@ def is_of_plan(repository: Repository, manifest: Manifest, spec: ModelSpec, plan
 
 def plan_digest_of(repository: Repository, manifest: Manifest) -> object:
     """Return what an image's label says it was made of, None without the label."""
-    document = document_of(read_document(repository, manifest.config)).get("config")
-    labels = document.get("Labels") if isinstance(document, dict) else None
-    return labels.get(PLAN_LABEL) if isinstance(labels, dict) else None
+    return labels_in(document_of(read_document(repository, manifest.config))).get(PLAN_LABEL)
 
 
 def _notes(manifest: Manifest) -> Mapping[str, object]:

@@ -43,12 +43,13 @@ from modelbake.stream.publish import (
     require_taken,
     weights_spec,
 )
-from modelbake.stream.release import Release, candidate_tag, connect
+from modelbake.stream.release import Release, connect
 from modelbake.stream.repository import RegistryRepository, Repository
 from modelbake.stream.runtimes import build_runtime, find_runtime
 from modelbake.stream.survey import previous_release, stored_groups
 from modelbake.stream.view import TransferView
 from modelbake.stream.weights import size_without_weights
+from modelbake.versiontag import candidate_tag
 
 if TYPE_CHECKING:
     from modelbake.context import Context
@@ -154,7 +155,7 @@ class Lane:
         sent = put_image(
             image,
             self.target,
-            candidate_tag(image.manifest),
+            candidate_tag(image.manifest.digest),
             runtimes=self.runtimes,
             weights=self.weights,
             jobs=self._jobs,
@@ -183,7 +184,9 @@ class Lane:
         if not released:
             self._require_fit(manifest)
         engine = None if candidate_only or released else self._release.engine()
-        sent = copy_image(manifest, layout, self.target, candidate_tag(manifest), self._jobs, self._stop)
+        sent = copy_image(
+            manifest, layout, self.target, candidate_tag(manifest.digest), self._jobs, self._stop
+        )
         if released:
             self._release.retake_goldens(manifest)
             return self._release.reference(manifest)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from modelbake.errors import EngineNotFound
 from modelbake.schema import ToleranceEntry
-from modelbake.versiontag import VersionTag
+from modelbake.versiontag import VersionTag, candidate_tag
 
 if TYPE_CHECKING:
     from modelbake.dockerconfig import RegistryCredentials
@@ -98,10 +98,10 @@ class Release:
         reference = self.reference(manifest)
         self._output.event(
             "candidate",
-            f"{reference} is in the registry as {candidate_tag(manifest)}, without a version tag yet"
+            f"{reference} is in the registry as {candidate_tag(manifest.digest)}, without a version tag yet"
             f" ({sent:,} bytes sent for it)",
             digest=manifest.digest,
-            tag=candidate_tag(manifest),
+            tag=candidate_tag(manifest.digest),
             bytes=sent,
         )
         if engine is None:
@@ -124,7 +124,7 @@ class Release:
                 "published_untagged",
                 f"{reference} has passed: `build.py release {self._plan.name}` gives it its version tag",
                 repository=self._plan.repository,
-                tag=candidate_tag(manifest),
+                tag=candidate_tag(manifest.digest),
                 digest=manifest.digest,
             )
             return reference
@@ -172,11 +172,6 @@ class Release:
 
     def _tag(self, same: Callable[[Manifest], bool]) -> VersionTag:
         return VersionTag(self._target.registry, self._target.path, self._plan.version, same)
-
-
-def candidate_tag(manifest: Manifest) -> str:
-    """Return the tag that an image has before its version tag, and keeps."""
-    return f"candidate-{manifest.digest.removeprefix('sha256:')[:12]}"
 
 
 def connect() -> Engine:

@@ -17,6 +17,7 @@ from modelbake.plan import LABEL_PREFIX, BuildPlan
 from modelbake.stream.assembly import RuntimeImage, read_runtime, runtime_manifest
 from modelbake.stream.repository import RegistryRepository, read_document
 from modelbake.stream.whiteouts import names_of, over_weights
+from modelbake.versiontag import candidate_tag
 
 if TYPE_CHECKING:
     from modelbake.context import Context
@@ -72,7 +73,7 @@ def build_runtime(
             labels={},
             on_event=view,
         )
-    tag = f"candidate-{built.id.removeprefix('sha256:')[:12]}"
+    tag = candidate_tag(built.id)
     candidate = f"{repository.name}:{tag}"
     credentials = registries.for_registry(repository.registry.host)
     told = telling(output, "push_progress", "pushed")

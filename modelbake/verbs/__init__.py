@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from modelbake.engine import Engine, LocalImage
     from modelbake.output import Output
     from modelbake.plan import BuildPlan
+    from modelbake.release.signing import Signing
     from modelbake.trial import Trial
     from modelbake.workspace import Workspace
 
@@ -62,6 +63,14 @@ def secret_of(path: Path, option: str) -> Secret:
             hint="one secret a file, and nothing else in it",
         )
     return Secret(raw.strip())
+
+
+def signing_of(workspace: Workspace, output: Output) -> Signing | None:
+    """Return how images are signed, and whose signature counts; None where models.yaml does not say so."""
+    from modelbake.release.signing import Signing
+
+    entry = workspace.declared.signing
+    return None if entry is None else Signing.of(entry, workspace.file.absolute().parent, output)
 
 
 def trial_arguments(parser: argparse.ArgumentParser) -> None:

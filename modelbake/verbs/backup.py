@@ -7,6 +7,7 @@ each model is a repository below REF. Candidates are left out.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from modelbake.output import Output
@@ -15,6 +16,7 @@ from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
+    from modelbake.release.backup import Copied
 
 SUMMARY = "copy releases, channels and all that is attached to them to a folder or another registry"
 
@@ -30,38 +32,53 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print for each model what was copied."""
-    from modelbake.errors import ModelbakeError, NotReleased
+    from modelbake.errors import NotReleased
     from modelbake.history import opened
-    from modelbake.release.backup import Copied, back_up
+    from modelbake.release.backup import back_up
     from modelbake.release.backupfolder import BackupFolder
-    from modelbake.release.places import folder_of, opened_place, show
+    from modelbake.release.places import folder_of, opened_place
 
     specs = workspace.declared.select(args.names, all=args.all)
     registry = workspace.declared.registry
     path = folder_of(args.output, "--output", registry)
     folder = BackupFolder.create(path) if path else None
-    copied: dict[str, Copied] = {}
 
-    def back_up_one(spec: ModelSpec) -> None:
+    def back_up_one(spec: ModelSpec) -> Copied | None:
         with (
             opened(registry, spec.name, output) as source,
             opened_place(folder, args.output, spec.name, output) as target,
         ):
-            if done := back_up(spec.name, source, target, output):
-                copied[spec.name] = done
-                return
-            if not args.all:
+            done = back_up(spec.name, source, target, output)
+            if done is None and not args.all:
                 raise NotReleased(
                     "has no released version",
                     subject=source.name,
                     hint=f"`build.py release {spec.name}` makes one",
                 )
-            output.event("nothing_to_back_up", f"{source.name} has no released version", model=spec.name)
+            if done is None:
+                output.event("nothing_to_back_up", f"{source.name} has no released version", model=spec.name)
+            return done
+
+    copy_each(specs, back_up_one, args.json, output)
+
+
+def copy_each(
+    specs: Sequence[ModelSpec], copy: Callable[[ModelSpec], Copied | None], as_json: bool, output: Output
+) -> None:
+    """Copy each model's part of a place, and print what was copied, also where one of them fails."""
+    from modelbake.errors import ModelbakeError
+    from modelbake.release.places import show
+
+    copied: dict[str, Copied] = {}
+
+    def copy_one(spec: ModelSpec) -> None:
+        if done := copy(spec):
+            copied[spec.name] = done
 
     try:
-        for_each(specs, back_up_one, output)
+        for_each(specs, copy_one, output)
     except ModelbakeError:
         if copied:
-            show(copied, args.json, output)
+            show(copied, as_json, output)
         raise
-    show(copied, args.json, output)
+    show(copied, as_json, output)

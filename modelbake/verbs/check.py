@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from modelbake.errors import UsageError
 from modelbake.output import Output
+from modelbake.verbs import signing_of
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -42,11 +43,9 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 subject=f"--schema={args.schema}",
                 hint="name a file in a folder that is there, and that you may write to",
             ) from error
-    if config.signing is not None:
-        from modelbake.release.signing import Signing
-
+    if config.signing is not None and (signing := signing_of(workspace, output)) is not None:
         # Whoever releases finds out too late that the key is not there, or is none.
-        _ = Signing.of(config.signing, workspace.file.absolute().parent, output).key
+        _ = signing.key
     _check_locked(config, workspace, output)
     if args.json:
         output.result_json(

@@ -10,10 +10,10 @@ import argparse
 from typing import TYPE_CHECKING
 
 from modelbake.output import Output
+from modelbake.verbs import signing_of
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
-    from modelbake.release.evidence import Verify
     from modelbake.release.moving import Mover
     from modelbake.stream.repository import RegistryRepository
 
@@ -64,7 +64,7 @@ def mover_of(
     from modelbake.release.moving import Mover
     from modelbake.release.origin import commit_of, who
 
-    folder = workspace.file.absolute().parent
+    folder, signing = workspace.file.absolute().parent, signing_of(workspace, output)
     return Mover(
         repository,
         model,
@@ -72,14 +72,6 @@ def mover_of(
         output,
         who(),
         commit_of(folder),
-        verifier(workspace, output),
+        None if signing is None else signing.verify,
         others=[name for name in workspace.declared.channels if name != channel],
     )
-
-
-def verifier(workspace: Workspace, output: Output) -> Verify | None:
-    """Return what raises SignatureError for an image that is not signed as `signing` says; None without."""
-    from modelbake.release.signing import Signing
-
-    entry = workspace.declared.signing
-    return None if entry is None else Signing.of(entry, workspace.file.absolute().parent, output).verify

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from modelbake.errors import UsageError
 from modelbake.output import Output
 from modelbake.scalars import quoted
-from modelbake.verbs import for_each, model_arguments
+from modelbake.verbs import for_each, model_arguments, signing_of
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.goldens import read_goldens
     from modelbake.history import opened
     from modelbake.release.releasing import release
-    from modelbake.release.signing import Signing
     from modelbake.report import asked_of
 
     specs = workspace.config.select(args.names, all=args.all)
@@ -46,8 +45,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         raise UsageError(f"--digest takes sha256: and 64 hexadecimal digits, got {quoted(args.digest)}")
     if args.digest is not None and len(specs) != 1:
         raise UsageError("--digest names the image of one model", hint="name one model")
-    entry = workspace.config.signing
-    signer = None if entry is None else Signing.of(entry, workspace.file.parent, output)
+    signer = signing_of(workspace, output)
     plans = {spec.name: workspace.plan(spec) for spec in specs}
 
     def release_one(spec: ModelSpec) -> None:

@@ -10,11 +10,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from modelbake.output import Output
-from modelbake.verbs import for_each, model_arguments
+from modelbake.verbs import model_arguments
+from modelbake.verbs.backup import copy_each
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
+    from modelbake.release.backup import Copied
 
 SUMMARY = "put releases back into the registry from what `backup` has written"
 
@@ -30,38 +32,33 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print for each model what was put back."""
-    from modelbake.errors import BackupError, ModelbakeError
+    from modelbake.errors import BackupError
     from modelbake.history import opened
-    from modelbake.release.backup import Copied, restore
+    from modelbake.release.backup import restore
     from modelbake.release.backupfolder import BackupFolder
-    from modelbake.release.places import folder_of, opened_place, show
+    from modelbake.release.places import folder_of, opened_place
 
     specs = workspace.declared.select(args.names, all=args.all)
     registry = workspace.declared.registry
     path = folder_of(args.source, "--from", registry)
     folder = BackupFolder.open(path) if path else None
-    copied: dict[str, Copied] = {}
 
-    def restore_one(spec: ModelSpec) -> None:
+    def restore_one(spec: ModelSpec) -> Copied | None:
         with (
             opened(registry, spec.name, output) as target,
             opened_place(folder, args.source, spec.name, output) as source,
         ):
-            if done := restore(spec.name, source, target, output):
-                copied[spec.name] = done
-                return
-            if not args.all:
+            done = restore(spec.name, source, target, output)
+            if done is None and not args.all:
                 raise BackupError(
                     f"holds nothing of {spec.name}",
                     subject=source.name,
                     hint=f"`build.py backup {spec.name} --output {args.source}` writes it",
                 )
-            output.event("nothing_to_restore", f"{source.name} holds nothing of {spec.name}", model=spec.name)
+            if done is None:
+                output.event(
+                    "nothing_to_restore", f"{source.name} holds nothing of {spec.name}", model=spec.name
+                )
+            return done
 
-    try:
-        for_each(specs, restore_one, output)
-    except ModelbakeError:
-        if copied:
-            show(copied, args.json, output)
-        raise
-    show(copied, args.json, output)
+    copy_each(specs, restore_one, args.json, output)

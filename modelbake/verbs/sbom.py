@@ -9,6 +9,7 @@ import argparse
 from functools import partial
 
 from modelbake.output import Output
+from modelbake.verbs import signing_of
 from modelbake.workspace import Workspace
 
 SUMMARY = "print the SBOM or the provenance of a released version"
@@ -30,7 +31,6 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.history import opened
     from modelbake.release.documents import SBOM_TYPE, released_document
     from modelbake.release.provenance import PROVENANCE_TYPE
-    from modelbake.release.signing import Signing
 
     (spec,) = workspace.declared.select([args.name], all=False)
     version = args.version or spec.version
@@ -38,8 +38,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         raise UsageError(f"{version!r} is not a semantic version", hint='such as "1.4.0"')
     media_type = PROVENANCE_TYPE if args.provenance else SBOM_TYPE
     with opened(workspace.declared.registry, spec.name, output) as repository:
-        entry = workspace.declared.signing
-        signing = None if entry is None else Signing.of(entry, workspace.file.absolute().parent, output)
+        signing = signing_of(workspace, output)
         is_signed = None if signing is None else partial(signing.has_signed, repository)
         raw = released_document(repository, spec.name, version, media_type, output, is_signed)
     output.result(raw.decode(errors="replace").rstrip("\n"))

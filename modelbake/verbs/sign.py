@@ -11,6 +11,7 @@ import argparse
 
 from modelbake.errors import NotReleased, SigningFailed
 from modelbake.output import Output
+from modelbake.verbs import signing_of
 from modelbake.workspace import Workspace
 
 SUMMARY = "sign a released version: its digest, and its weights for the model_signing program"
@@ -27,20 +28,18 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.history import opened
     from modelbake.release.baked import require_said
     from modelbake.release.quarantine import require_none
-    from modelbake.release.signing import Signing
     from modelbake.release.weightsignature import sign_weights
     from modelbake.versiontag import released_versions
 
     (spec,) = workspace.declared.select([args.name], all=False)
-    entry = workspace.declared.signing
-    if entry is None:
+    signing = signing_of(workspace, output)
+    if signing is None:
         raise SigningFailed(
             "models.yaml does not say with which key signatures are verified",
             subject=str(workspace.file),
             hint="`cosign generate-key-pair`, and write `signing: {public_key: cosign.pub}`",
         )
     version = args.version or spec.version
-    signing = Signing.of(entry, workspace.file.parent, output)
     with opened(workspace.declared.registry, spec.name, output) as repository:
         known = released_versions(repository.registry, repository.path)
         manifest = repository.manifest(version) if version in known else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from modelbake.errors import ImageNotFound, NotReleased, SignatureError, UsageError, VerifyFailed
 from modelbake.output import Output
+from modelbake.verbs import signing_of
 from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -118,8 +119,7 @@ def _signing(
         return signing
     if not is_model and not workspace.file.exists():
         return None
-    entry = workspace.declared.signing
-    return None if entry is None else Signing.of(entry, workspace.file.parent, output)
+    return signing_of(workspace, output)
 
 
 def _locked(workspace: Workspace, reference: Reference) -> Locked | None:
