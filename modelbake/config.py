@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, PrivateAttr
 
@@ -19,6 +20,7 @@ from modelbake.expected import golden_of
 from modelbake.release.entries import USUAL_CHANNELS, ChannelEntry, SigningEntry
 from modelbake.scalars import quoted
 from modelbake.schema import DEFAULT_HUB, Device, json_schema
+from modelbake.sourceuri import kind_of
 from modelbake.validation import Entry, did_you_mean, validate
 from modelbake.yamlfile import KeyPath, Problem, YamlFile, dotted, raise_problems, read_yaml
 
@@ -28,6 +30,7 @@ __all__ = [
     "Device",
     "ModelSpec",
     "SmokeSpec",
+    "SourceSpec",
     "json_schema",
     "load_config",
     "schema_text",
@@ -67,6 +70,28 @@ class SmokeSpec(Entry):
         return next((check for check in self.checks if 200 <= check.status < 300), None)
 
 
+class SourceSpec(Entry):
+    """One source of a model as models.yaml has it. What does not belong to its kind is empty.
+
+    `server`: the hub of an hf:// source, the endpoint of a store, "" for the cloud's own. `files`: given
+    sha256 by path, of an https:// source. `into`: the folder of the image, "" for the model's own.
+    """
+
+    name: str
+    source: schema.Source
+    server: str = ""
+    revision: str = ""
+    include: schema.Patterns = Field(default=("*",), strict=False)
+    exclude: schema.Patterns = Field(default=(), strict=False)
+    files: dict[str, str] = Field(default_factory=dict)
+    into: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Of its address: `hf`, `s3`, ..."""
+        return kind_of(self.source)
+
+
 class ModelSpec(Entry):
     """A model with the defaults merged in; constructing one checks every name that leaves the program."""
 
@@ -82,6 +107,9 @@ class ModelSpec(Entry):
     device: Device = "cuda"
     base: schema.Base | None = None
     hub: schema.Hub = DEFAULT_HUB
+    endpoint: schema.Endpoint | None = None
+    files: schema.GivenFiles = Field(default_factory=dict)
+    add: tuple[schema.AddedEntry, ...] = Field(default=(), strict=False)
     layer_order: schema.LayerOrder = "auto"
     compression: schema.Compression = "none"
     verify: schema.Verify = "full"
@@ -89,6 +117,12 @@ class ModelSpec(Entry):
     env: schema.Environment = Field(default_factory=dict)
     labels: schema.Labels = Field(default_factory=dict)
     smoke: SmokeSpec = Field(default_factory=SmokeSpec)
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        """Where its files come from: the model's own source, and what is added to it."""
+        added = (_source(self.name, each, self.hub) for each in self.add)
+        return (_source(self.name, self, self.hub), *added)
 
 
 class Config(Entry):
@@ -151,7 +185,8 @@ def load_config(path: Path) -> Config:
         signing=document.signing,
     )
     config._file = file
-    raise_problems(path, [*_impossible(config), *_impossible_channels(config, file)])
+    impossible = (_impossible(config), _impossible_sources(config, file), _impossible_channels(config, file))
+    raise_problems(path, [problem for each in impossible for problem in each])
     return config
 
 
@@ -203,6 +238,69 @@ def _impossible_channels(config: Config, file: YamlFile) -> Iterator[Problem]:
         elif entry.soak.channel not in config.channels:
             guess = did_you_mean(entry.soak.channel, config.channels)
             yield file.problem(soaks, f"no channel {quoted(entry.soak.channel)}{guess}")
+
+
+_KINDS_WITH_ENDPOINT = ("s3", "gs", "az", "mlflow")
+
+
+def _source(name: str, entry: ModelSpec | schema.AddedEntry, hub: str) -> SourceSpec:
+    """Return the source that an entry is about; `hub`: of the model, where the entry names none."""
+    is_hub = kind_of(entry.source) == "hf"
+    server = (entry.hub or hub) if is_hub else (entry.endpoint or "")
+    return SourceSpec(
+        name=name,
+        source=entry.source,
+        server=server.rstrip("/"),
+        revision=(entry.revision or "main") if is_hub else "",
+        include=entry.include,
+        exclude=entry.exclude,
+        files=entry.files,
+        into=entry.into if isinstance(entry, schema.AddedEntry) else "",
+    )
+
+
+def _impossible_sources(config: Config, file: YamlFile) -> Iterator[Problem]:
+    """Yield a problem for each key that the kind of its source has no use for, or lacks."""
+    for name, spec in config.models.items():
+        entry = file.data["models"][name]
+        places: list[tuple[KeyPath, Any, str]] = [(("models", name), entry, spec.source)]
+        places += [
+            (("models", name, "add", index), each, each["source"])
+            for index, each in enumerate(entry.get("add") or ())
+        ]
+        for here, said, source in places:
+            for key, message in _misplaced(said, source):
+                yield file.problem((*here, key), message)
+        folders = [each.into for each in spec.add]
+        for index, into in enumerate(folders):
+            if any(f"{into}/".startswith(f"{other}/") for other in folders[:index]):
+                yield file.problem(
+                    ("models", name, "add", index, "into"), "another source comes into this folder already"
+                )
+
+
+def _misplaced(said: Mapping[str, Any], source: str) -> Iterator[tuple[str, str]]:
+    from modelbake.registryauth import is_loopback  # few files need it, and its imports take time
+
+    kind = kind_of(source)
+    for key in ("revision", "hub"):
+        if key in said and kind != "hf":
+            yield key, f"{quoted(source)} has none; only hf:// sources do{_INSTEAD.get((kind, key), '')}"
+    if "endpoint" in said and kind not in _KINDS_WITH_ENDPOINT:
+        instead = "; write 'hub'" if kind == "hf" else ""
+        yield "endpoint", f"{quoted(source)} has none; only s3://, gs://, az:// and mlflow: do{instead}"
+    if kind == "https" and not said.get("files"):
+        yield "files", "required key missing: the names of the files, each with its sha256"
+    if kind != "https" and "files" in said:
+        yield "files", f"{quoted(source)} lists its files itself; write 'include' to choose among them"
+    if source.startswith("http://") and not is_loopback(urlsplit(source).hostname or ""):
+        yield "source", "over http anyone on the way reads and changes what comes; write https://"
+
+
+_INSTEAD = {(kind, "hub"): "; write 'endpoint'" for kind in _KINDS_WITH_ENDPOINT} | {
+    ("oci", "revision"): "; write the tag or digest into 'source'",
+    ("mlflow", "revision"): "; write it at the end of 'source'",
+}
 
 
 def _written(entry: Entry) -> dict[str, Any]:

@@ -9,13 +9,19 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from modelbake.diskspace import saying_full
 from modelbake.errors import RenderError
 
+if TYPE_CHECKING:
+    from modelbake.locked import LockedFile
+    from modelbake.stream.flow import Reader
+
+_END = bytes(2 * tarfile.BLOCKSIZE)
 _INDEX = ".context-files"  # what `write` wrote, so that the next one knows what it may replace
 
 
@@ -24,21 +30,27 @@ class Context:
     """Files of a context by their relative path with forward slashes.
 
     `digest` names what is built of them: `sha256:...`, also in the image's label `io.modelbake.plan`.
+    `carried` are weight files that travel with it, read only while it is sent.
     """
 
     files: Mapping[str, bytes]
     digest: str = ""
+    carried: Mapping[str, LockedFile] = field(default_factory=dict)
 
     def tar(self) -> bytes:
-        """Return the tar the engine is sent: sorted, owned by 0:0, modes 0644, times 0."""
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for path, content in sorted(self.files.items()):
-                entry = tarfile.TarInfo(path)
-                entry.size = len(content)
-                entry.mode = 0o644
-                archive.addfile(entry, io.BytesIO(content))
-        return buffer.getvalue()
+        """Return the tar the engine is sent: sorted, owned by 0:0, modes 0644, times 0. Carries nothing."""
+        made = b"".join(
+            _header(path, len(content)) + content + _padding(len(content))
+            for path, content in sorted(self.files.items())
+        )
+        return made + _END
+
+    def open(self, reader: Reader | None = None) -> bytes | IO[bytes]:
+        """Return what an engine is sent: the tar, with what is carried in it as `reader` reads it."""
+        if not self.carried:
+            return self.tar()
+        assert reader is not None, "who carries files says who reads them"
+        return CarryingTar(self, reader)
 
     def write(self, directory: Path) -> None:
         """Write the context to a new or empty folder, or over one that an earlier `write` made.
@@ -70,6 +82,92 @@ class Context:
             raise RenderError(
                 f"cannot write ({error.strerror})", subject=str(error.filename or directory)
             ) from error
+
+
+class CarryingTar(io.BufferedIOBase, IO[bytes]):
+    """The tar of a context with weight files in it, which are read from their source as they are sent.
+
+    A file object: it can be read from any position, and read again. Errors of the source are raised as they
+    are, from `read`.
+    """
+
+    def __init__(self, context: Context, reader: Reader) -> None:
+        self._reader = reader
+        self._parts: list[tuple[int, int, bytes | LockedFile]] = []  # start, size, content
+        self._size = 0
+        for path, content in sorted(context.files.items()):
+            self._add(_header(path, len(content)) + content + _padding(len(content)))
+        for path, file in sorted(context.carried.items()):
+            self._add(_header(path, file.size))
+            self._add(file)
+            self._add(_padding(file.size))
+        self._add(_END)
+        self._position = 0
+        self._pieces: Iterator[bytes] = iter(())
+        self._next = -1  # where the next piece begins
+        self._rest = b""
+
+    def _add(self, content: bytes | LockedFile) -> None:
+        size = len(content) if isinstance(content, bytes) else content.size
+        if size:
+            self._parts.append((self._size, size, content))
+            self._size += size
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position of the next byte."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position; sources are asked again only when it is not where reading has come to."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes, `size` of them but at the end. Raises what the reader of the source does."""
+        wanted = self._size - self._position if size is None or size < 0 else size
+        if self._next - len(self._rest) != self._position:
+            self._pieces, self._next, self._rest = self._from(self._position), self._position, b""
+        got = bytearray()
+        while len(got) < wanted:
+            if not self._rest:
+                piece = next(self._pieces, b"")
+                if not piece:
+                    break
+                self._rest, self._next = piece, self._next + len(piece)
+            taken = self._rest[: wanted - len(got)]
+            self._rest = self._rest[len(taken) :]
+            got += taken
+        self._position += len(got)
+        return bytes(got)
+
+    def _from(self, position: int) -> Iterator[bytes]:
+        for start, size, content in self._parts:
+            if start + size <= position:
+                continue
+            inner = max(0, position - start)
+            if isinstance(content, bytes):
+                yield content[inner:]
+            else:
+                yield from self._reader.read(content, inner)
+
+
+def _header(path: str, size: int) -> bytes:
+    entry = tarfile.TarInfo(path)
+    entry.size, entry.mode = size, 0o644
+    return entry.tobuf(format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape")
+
+
+def _padding(size: int) -> bytes:
+    return bytes(-size % tarfile.BLOCKSIZE)
 
 
 def _write(directory: Path, path: str, content: bytes) -> None:

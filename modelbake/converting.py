@@ -11,7 +11,7 @@ import re
 import secrets as randomness
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from modelbake.buildkit.solve import build
 from modelbake.conversion import converted_names
@@ -22,7 +22,6 @@ from modelbake.locked import Conversion, LockedFile, LockedModel
 if TYPE_CHECKING:
     from modelbake.buildkit.progress import BuildEvent
     from modelbake.config import ModelSpec
-    from modelbake.context import Context
     from modelbake.credentials import Secret
     from modelbake.dockerconfig import RegistryAuth
     from modelbake.engine import Engine
@@ -37,7 +36,7 @@ def convert(
     engine: Engine,
     spec: ModelSpec,
     locked: LockedModel,
-    context: Context,
+    context: bytes | IO[bytes],
     *,
     converter: str,
     secrets: Mapping[str, Secret],
@@ -50,7 +49,7 @@ def convert(
         engine: where to convert.
         spec: the model.
         locked: what its source holds.
-        context: of `render_conversion`.
+        context: of `render_conversion`, as it is sent.
         converter: what names the programs in the context.
         secrets: of the build.
         registries: credentials of a private base image.
@@ -64,7 +63,7 @@ def convert(
     name = f"modelbake/conversion:{randomness.token_hex(8)}"
     build(
         engine,
-        context.tar(),
+        context,
         secrets=secrets,
         registries=registries,
         target="conversion",

@@ -69,33 +69,43 @@ def examine(workspace: Workspace, redactor: Redactor) -> list[Finding]:
     except ModelbakeError:
         return findings
 
-    findings += examine_hubs(config.models.values(), redactor)
+    findings += examine_sources(config.models.values(), redactor)
     for base in dict.fromkeys(workspace.bases()):
         look("base", partial(_base, base))
     look("registry", lambda: _registry(config.registry))
     return findings
 
 
-def examine_hubs(models: Iterable[ModelSpec], redactor: Redactor) -> list[Finding]:
-    """Ask for a file of every repository: a finding for each that cannot be read, one a hub of the rest."""
-    try:
-        token = hub_token()
-    except ModelbakeError as error:
-        return [_to_fix("hub", error)]
+def examine_sources(models: Iterable[ModelSpec], redactor: Redactor) -> list[Finding]:
+    """Ask for a file of every source: a finding for each that cannot be read, one a server of the rest."""
+    # Models of one source differ in what they take of it, not in who may read it.
+    asked = {(each.server, each.source): each for spec in models for each in spec.sources}
+    token = None
+    if any(spec.kind == "hf" for spec in asked.values()):
+        try:
+            token = hub_token()
+        except ModelbakeError as error:
+            return [_to_fix("hub", error)]
     if token:
         redactor.add(token)
-    # Models of one repository differ in what they take of it, not in who may read it.
-    specs = list({(spec.hub, spec.source): spec for spec in models}.values())
-    outcomes = try_all(specs, lambda spec: source_for(spec.source, token).reach(spec), _HUB_THREADS)
-    errors = [outcome for outcome in outcomes if isinstance(outcome, ModelbakeError)]
-    findings = list(dict.fromkeys(_to_fix("hub", error) for error in errors))  # a CA bundle fails for all
-    readable: dict[str, list[str]] = {}
+    specs = list(asked.values())
+    outcomes = try_all(specs, lambda spec: source_for(spec.kind, token).reach(spec), _HUB_THREADS)
+    found = [
+        _to_fix("hub" if spec.kind == "hf" else "store", outcome)
+        for spec, outcome in zip(specs, outcomes, strict=True)
+        if isinstance(outcome, ModelbakeError)
+    ]
+    findings = list(dict.fromkeys(found))  # a CA bundle fails for all
+    readable: dict[tuple[str, str], list[str]] = {}
     for spec, outcome in zip(specs, outcomes, strict=True):
         if outcome is None:
-            readable.setdefault(spec.hub, []).append(spec.source)
+            readable.setdefault((spec.kind, spec.server), []).append(spec.source)
     how = "with the token" if token else "without a token"
     return findings + [
-        Finding("hub", "ok", f"{hub} hands out {_listed(sources)} {how}") for hub, sources in readable.items()
+        Finding("hub", "ok", f"{server} hands out {_listed(sources)} {how}")
+        if kind == "hf"
+        else Finding("store", "ok", f"{server or f'{kind}:'} hands out {_listed(sources)}")
+        for (kind, server), sources in readable.items()
     ]
 
 

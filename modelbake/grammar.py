@@ -43,16 +43,16 @@ class Grammar:
 
 # --- patterns that others are made of --------------------------------------------------------------
 
-_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"  # https://github.com/distribution/reference
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"  # https://github.com/distribution/reference
+LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _IPV6 = r"\[[0-9A-Fa-f:.]{2,45}\]"
 # Docker takes a first component without a dot or a port for a namespace of docker.io, not for a host.
-_REGISTRY_HOST = rf"(?:localhost|{_LABEL}(?:\.{_LABEL})+|{_IPV6}|{_LABEL}(?:\.{_LABEL})*(?=:))(?::{_PORT})?"
+REGISTRY_HOST = rf"(?:localhost|{LABEL}(?:\.{LABEL})+|{_IPV6}|{LABEL}(?:\.{LABEL})*(?=:))(?::{PORT})?"
 _NUMBER = r"(?:0|[1-9][0-9]*)"
 _PRERELEASE = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-# One line of text: no control characters, no line breaks of any kind.
-_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
+# One line of text: no control characters, no line breaks of any kind, no half of a surrogate pair.
+LINE_CHARACTER = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 
 _URL_CREDENTIALS = re.compile(r"://[^/\s@]*@|^[^/\s@:]*:[^/\s@]*@(?!sha256:)")
 _HUB_TOKEN = re.compile(
@@ -106,23 +106,6 @@ def _advise_version(text: str) -> str:
     return ""
 
 
-def _advise_source(text: str) -> str:
-    scheme, separator, rest = text.partition("://")
-    if scheme == "hf" and separator:
-        if "@" in rest:
-            return "the branch, tag or commit goes into `revision`"
-        if "/" not in rest:
-            return "name the organisation too: hf://organisation/name"
-        return ""
-    if found := re.fullmatch(
-        r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?", text, re.ASCII
-    ):
-        return f"did you mean {quoted('hf://' + found[1])}?"
-    if not separator:
-        return f"did you mean {quoted('hf://' + text)}?" if SOURCE.matches(f"hf://{text}") else ""
-    return "the only source supported is hf:// (a repository of a Hugging Face hub)"
-
-
 def _advise_pattern(text: str) -> str:
     if "\\" in text:
         return "directories are separated by '/'"
@@ -139,7 +122,7 @@ def _advise_registry(text: str) -> str:
         return f"a registry is written without scheme and last '/': did you mean {quoted(bare)}?"
     if REGISTRY.matches(bare.lower()):
         return f"namespaces are lower-case: did you mean {quoted(bare.lower())}?"
-    if re.fullmatch(rf"{_COMPONENT}(?:/{_COMPONENT})*", text):
+    if re.fullmatch(rf"{COMPONENT}(?:/{COMPONENT})*", text):
         return f"the host comes first (with a dot or a port): did you mean {quoted('docker.io/' + text)}?"
     return ""
 
@@ -202,15 +185,6 @@ VERSION = Grammar(
     ("1.0.0", "2.1.0-rc.1"),
     _advise_version,
 )
-_REPOSITORY_WORD = r"(?!(?:(?!/).)*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-SOURCE = Grammar(
-    "a source such as hf://organisation/name",
-    # the hub's rule for repository names: 96 characters a part, no '--' or '..', no '.git' at the end
-    rf"hf://{_REPOSITORY_WORD}/(?!.*\.git$){_REPOSITORY_WORD}",
-    200,
-    ("hf://sentence-transformers/all-MiniLM-L6-v2",),
-    _advise_source,
-)
 REVISION = Grammar(
     "a branch, tag or commit of the repository",
     # git check-ref-format, restricted to the characters that hubs let people use
@@ -220,7 +194,7 @@ REVISION = Grammar(
 )
 PATTERN = Grammar(
     "a relative file name pattern such as *.safetensors",
-    rf"(?![/\s])(?!(?:.*/)?\.\.?(?:/|$))(?!.*//)(?:(?![\\]){_LINE})+(?<!\s)",
+    rf"(?![/\s])(?!(?:.*/)?\.\.?(?:/|$))(?!.*//)(?:(?![\\]){LINE_CHARACTER})+(?<!\s)",
     1024,
     ("*.safetensors", "onnx/*"),
     _advise_pattern,
@@ -239,21 +213,21 @@ PICKLE = Grammar(
 )
 REGISTRY = Grammar(
     "a registry such as registry.example.com:5000/team, without a scheme",
-    rf"{_REGISTRY_HOST}(?:/{_COMPONENT})*",
+    rf"{REGISTRY_HOST}(?:/{COMPONENT})*",
     190,  # the whole repository name has 255 characters at most, the model's name 64 of them
     ("registry.example.com/ml", "localhost:5000"),
     _advise_registry,
 )
 BASE = Grammar(
     "an image pinned by its digest: name:tag@sha256: and 64 hexadecimal digits",
-    rf"(?:{_REGISTRY_HOST}/)?{_COMPONENT}(?:/{_COMPONENT})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?@sha256:[0-9a-f]{{64}}",
+    rf"(?:{REGISTRY_HOST}/)?{COMPONENT}(?:/{COMPONENT})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?@sha256:[0-9a-f]{{64}}",
     500,
     (f"docker.io/library/python:3.11-slim-bookworm@sha256:{'0123456789abcdef' * 4}",),
     _advise_base,
 )
 HUB = Grammar(
     "the URL of a hub such as https://huggingface.co",
-    rf"https?://(?:{_LABEL}(?:\.{_LABEL})*|{_IPV6})(?::{_PORT})?(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*",
+    rf"https?://(?:{LABEL}(?:\.{LABEL})*|{_IPV6})(?::{PORT})?(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*",
     1024,
     ("https://huggingface.co", "https://hub.example.com"),
     _advise_hub,
@@ -264,7 +238,7 @@ ENV_NAME = Grammar(
     256,
     ("OMP_NUM_THREADS",),
 )
-LINE = Grammar("text on one line, without control characters", rf"{_LINE}*", 4096, ("search",))
+LINE = Grammar("text on one line, without control characters", rf"{LINE_CHARACTER}*", 4096, ("search",))
 ENV_VALUE = Grammar(LINE.expected, LINE.pattern, LINE.longest, ("4",), secretive=True)
 LABEL_NAME = Grammar(
     "a label's name: lower-case letters and digits, with single '.', '_' or '-' between",
@@ -282,7 +256,7 @@ PATH = Grammar(
     _advise_path,
 )
 CHECK_NAME = Grammar(
-    "a check's name: 1 to 100 characters on one line", rf"(?!\s){_LINE}+(?<!\s)", 100, ("dimension",)
+    "a check's name: 1 to 100 characters on one line", rf"(?!\s){LINE_CHARACTER}+(?<!\s)", 100, ("dimension",)
 )
 PERCENT = Grammar(
     'a percentage above 0 in quotes, such as "20%"',
@@ -321,7 +295,22 @@ INSTALLED = Grammar(
     1024,
     ("triton/**", "nvidia/nccl/lib/libnccl.so.2"),
 )
-REASON = Grammar("a reason: text on one line", rf"(?!\s){_LINE}+(?<!\s)", 200, ("no compiler is there",))
+FOLDER = Grammar(
+    "a folder below /models, such as adapter",
+    rf"(?=.{{1,200}}$){_FOLDER}(?:/{_FOLDER}){{0,7}}",
+    200,
+    ("adapter",),
+)
+STORE_VERSION = Grammar(
+    "what a store calls a version of an object",
+    r"[!-~]{1,1024}",
+    1024,
+    ("3HL4kqtJlcpXroDTDmJ-rmSpXd3dIbrHY",),
+)
+SHA256 = Grammar("a sha256: 64 lower-case hexadecimal digits", r"[0-9a-f]{64}", 64, ("0123456789abcdef" * 4,))
+REASON = Grammar(
+    "a reason: text on one line", rf"(?!\s){LINE_CHARACTER}+(?<!\s)", 200, ("no compiler is there",)
+)
 CHANNEL = Grammar(
     "a channel's name: lower-case letters, digits and '-' after a letter (at most 32 characters)",
     # Its moves are the tags NAME-0001, NAME-0002, ...; `candidate-` and `sha256-` begin tags of other kinds.
@@ -337,4 +326,4 @@ KEY = Grammar(
     512,
     ("cosign.pub", "awskms:///alias/modelbake"),
 )
-ARGUMENT = Grammar("a word of a command: text on one line", rf"{_LINE}+", 1024, ("/app/server.py",))
+ARGUMENT = Grammar("a word of a command: text on one line", rf"{LINE_CHARACTER}+", 1024, ("/app/server.py",))

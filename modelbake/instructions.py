@@ -211,16 +211,24 @@ def _weights(stage: str, group: WeightGroup) -> Iterator[Step]:
 
 
 def _fetched(stage: str, group: WeightGroup) -> Iterator[Step]:
+    command = ["/builder/venv/bin/python", "/builder/fetch.py", "/builder/manifest.json", "/fetched/models"]
     yield _copy(stage, _manifest(group), "/builder/manifest.json")
+    if group.carried:
+        yield _run(
+            stage,
+            [*command, "--carried", "/carried", *_SAMPLES],
+            f"type=bind,source=weights/{group.digest}/files,target=/carried",
+            network="none",
+        )
+        return
+    # One id and one place for it: a build by hand gives the first source as `sources`.
+    place = ",target=/run/secrets/sources" if group.source else ""
     yield _run(
         stage,
-        [
-            *("/builder/venv/bin/python", "/builder/fetch.py", "/builder/manifest.json", "/fetched/models"),
-            *_SAMPLES,
-        ],
+        [*command, *_SAMPLES],
         _secret("ca_bundle"),
         _secret("hf_token"),
-        f"{_secret('sources')},required=true",
+        f"{_secret(group.secret)}{place},required=true",
     )
 
 

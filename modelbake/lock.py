@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 from modelbake.conversion import conversion_changes
 from modelbake.errors import LockDrift, LockMissing
-from modelbake.locked import Conversion, Lock, LockedFile, LockedModel
+from modelbake.locked import Conversion, Lock, LockedFile, LockedModel, LockedSource
 from modelbake.lockfile import decode_lock, encode_lock, exclusively, read_lock, write_lock
+from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
     from modelbake.config import Config, ModelSpec
@@ -26,6 +28,7 @@ __all__ = [
     "Lock",
     "LockedFile",
     "LockedModel",
+    "LockedSource",
     "comparable",
     "config_drift",
     "decode_lock",
@@ -40,6 +43,7 @@ __all__ = [
 ]
 
 _SHOWN_EDITS = 20
+_SHOWN_KEYS = {"hub": "server"}  # the key of models.yaml is `hub` or `endpoint`
 DriftKind = Literal["missing", "orphan", "changed", "moved", "edited"]
 
 
@@ -77,11 +81,12 @@ def config_drift(config: Config, lock: Lock, converter: str = "") -> list[Drift]
 
 
 def upstream_drift(
-    lock: Lock, heads: Mapping[str, str], edits: Mapping[str, Sequence[str]] | None = None
+    lock: Lock, heads: Mapping[str, Sequence[str]], edits: Mapping[str, Sequence[str]] | None = None
 ) -> list[Drift]:
     """Return the models whose revision names another commit now, and those whose files are not upstream's.
 
-    By model name, `heads` has the commit that the revision names, `edits` one text a file that differs.
+    By model name, `heads` has the commits that the sources are at now, first source first, and `edits` one
+    text a file that differs.
     """
     drifts: list[Drift] = []
     for name, locked in sorted(lock.models.items()):
@@ -89,28 +94,42 @@ def upstream_drift(
             more = f"; and {len(found) - _SHOWN_EDITS} more" if len(found) > _SHOWN_EDITS else ""
             files = "; ".join(found[:_SHOWN_EDITS])
             drifts.append(Drift(name, "edited", f"at the locked commit {locked.commit}: {files}{more}"))
-        if (head := heads.get(name, locked.commit)) != locked.commit:
-            drifts.append(Drift(name, "moved", f"{locked.revision} was {locked.commit}, is {head}"))
+        for source, head in zip(locked.sources, heads.get(name, ()), strict=False):
+            if head != source.commit:
+                what = source.revision or source.source
+                drifts.append(Drift(name, "moved", f"{what} was {source.commit}, is {head}"))
     return drifts
 
 
 def comparable(spec: ModelSpec, lock: Lock) -> bool:
     """Tell whether upstream can say something of a model's lock: it is locked, from where it still comes."""
     locked = lock.models.get(spec.name)
-    if locked is None:
+    if locked is None or len(locked.sources) != len(spec.sources):
         return False
-    wanted = LockedModel.of(spec, locked.commit, locked.files)
-    return all(getattr(locked, key) == getattr(wanted, key) for key in ("source", "hub", "revision"))
+    return all(
+        getattr(have, key) == getattr(LockedSource.at(want, have.commit, ()), key)
+        for want, have in zip(spec.sources, locked.sources, strict=True)
+        for key in ("source", "hub", "revision", "into")
+    )
 
 
 def intent_changes(spec: ModelSpec, locked: LockedModel, converter: str = "") -> list[str]:
     """Return what models.yaml asks for differently than when the model was locked, one text a key."""
-    wanted = LockedModel.of(spec, locked.commit, locked.files)
-    changes = [
-        f"{key} was {_shown(getattr(locked, key))}, is {_shown(getattr(wanted, key))}"
-        for key in ("source", "hub", "revision", "include", "exclude")
-        if getattr(locked, key) != getattr(wanted, key)
-    ]
+    changes: list[str] = []
+    for number, (want, have) in enumerate(zip_longest(spec.sources, locked.sources)):
+        where = f"add[{number - 1}]" if number else ""
+        if want is None or have is None:
+            changes.append(
+                f"{where} was {have.source if have else 'none'}, is {want.source if want else 'none'}"
+            )
+            continue
+        wanted = LockedSource.at(want, have.commit, ())
+        changes += [
+            f"{where}{'.' if where else ''}{_SHOWN_KEYS.get(key, key)} was {_shown(getattr(have, key))},"
+            f" is {_shown(getattr(wanted, key))}"
+            for key in ("source", "hub", "revision", "into", "include", "exclude")
+            if getattr(have, key) != getattr(wanted, key)
+        ]
     return changes + conversion_changes(spec, locked, converter)
 
 
@@ -154,4 +173,4 @@ def _remedy(name: str) -> str:
 
 
 def _shown(value: str | Sequence[str]) -> str:
-    return value if isinstance(value, str) else f"[{', '.join(value)}]"
+    return shown(value) if isinstance(value, str) else f"[{', '.join(map(shown, value))}]"

@@ -1,4 +1,4 @@
-"""The facts of a lock: what every model's source held at one commit.
+"""The facts of a lock: what every model's sources held at one commit.
 
 {"schema": 1, "models": {"minilm": {"source": "hf://org/name", "hub": "https://huggingface.co",
  "revision": "main", "commit": "<40 hex>", "include": [...], "exclude": [...],
@@ -9,27 +9,39 @@ A model with `convert` has, besides, what its pickles become:
  "converted": {"converter": "sha256:<64 hex>", "replaces": ["pytorch_model.bin"],
                "files": [{"path": "model.safetensors", "size": 1, "sha256": "<64 hex>"}]}
 
+One of a store has `endpoint` in the place of `hub`, "" for the cloud's own, and no `revision`. Its commit is
+the digest of what the store lists (`snapshot`), and each file has besides the store's own, immutable name of
+these very bytes: {"path": "...", "size": 1, "sha256": "<64 hex>", "version": "..."}.
+
+A model of several sources has besides, for each further one, the same keys, in the order of models.yaml:
+
+ "added": [{"source": "s3://bucket/adapter", "into": "adapter", "endpoint": "", "commit": ..., "files": ...}]
+
 The digest is that of all files, so that a merge which lost one, or an edit, is noticed wherever it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from modelbake.config import ModelSpec
+    from modelbake.config import ModelSpec, SourceSpec
 
 
 @dataclass(frozen=True, slots=True)
 class LockedFile:
-    """One weight file: `path` with forward slashes, `size` in bytes, `sha256` as 64 hex digits."""
+    """One weight file: `path` with forward slashes, `size` in bytes, `sha256` as 64 hex digits.
+
+    `version`: the store's immutable name of these very bytes, "" where the source's commit says it all.
+    """
 
     path: str
     size: int
     sha256: str
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +57,12 @@ class Conversion:
 
 
 @dataclass(frozen=True, slots=True)
-class LockedModel:
-    """What a source held at one commit. `include`, `exclude` and `files` (by path) are sorted."""
+class LockedSource:
+    """What a source held at one commit. `include`, `exclude` and `files` (by path) are sorted.
+
+    `hub`: the server, a hub's URL or a store's endpoint. `files` have their paths in the image: those of the
+    source below `into`, if that is given.
+    """
 
     name: str
     source: str
@@ -56,20 +72,79 @@ class LockedModel:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     files: tuple[LockedFile, ...]
-    converted: Conversion | None = None
+    into: str = ""
 
     @classmethod
-    def of(cls, spec: ModelSpec, commit: str, files: Iterable[LockedFile]) -> LockedModel:
-        """Join what models.yaml asks for and what the source answered, in the one canonical order."""
+    def at(cls, spec: SourceSpec, commit: str, files: Iterable[LockedFile]) -> LockedSource:
+        """Join what models.yaml asks for and what the source answered, in the one canonical order.
+
+        `files`: with the paths that the source gives them.
+        """
+        prefix = f"{spec.into}/" if spec.into else ""
+        placed = (replace(file, path=prefix + file.path) for file in files)
         return cls(
             name=spec.name,
             source=spec.source,
-            hub=spec.hub.rstrip("/"),
+            hub=spec.server,
             revision=spec.revision,
             commit=commit,
             include=tuple(sorted(set(spec.include))),
             exclude=tuple(sorted(set(spec.exclude))),
-            files=tuple(sorted(files, key=lambda file: file.path)),
+            files=tuple(sorted(placed, key=lambda file: file.path)),
+            into=spec.into,
+        )
+
+    @property
+    def kind(self) -> str:
+        """The scheme of its address: `hf`, `s3`, ..."""
+        return self.source.partition(":")[0]
+
+    @property
+    def server(self) -> str:
+        """The hub or the store's endpoint; as `SourceSpec` calls it."""
+        return self.hub
+
+    @property
+    def origin(self) -> str:
+        """The address and the commit, for logs."""
+        return f"{self.source}@{self.commit}"
+
+    def path_there(self, file: LockedFile) -> str:
+        """Return the path that a file has at the source."""
+        return file.path.removeprefix(f"{self.into}/") if self.into else file.path
+
+
+@dataclass(frozen=True, slots=True)
+class LockedModel(LockedSource):
+    """What a model's sources held. The keys of a source are those of the first; `files` are those of all."""
+
+    converted: Conversion | None = None
+    added: tuple[LockedSource, ...] = ()
+
+    @classmethod
+    def of(cls, spec: ModelSpec, commit: str, files: Iterable[LockedFile]) -> LockedModel:
+        """Return a model of one source. `files`: with the paths that the source gives them."""
+        return cls.join([LockedSource.at(spec.sources[0], commit, files)])
+
+    @classmethod
+    def join(cls, sources: Sequence[LockedSource], converted: Conversion | None = None) -> LockedModel:
+        """Return the model of some sources, the first of which everything else is added to."""
+        first = {each.name: getattr(sources[0], each.name) for each in fields(LockedSource)}
+        files = sorted((file for each in sources for file in each.files), key=lambda file: file.path)
+        return cls(**{**first, "files": tuple(files)}, converted=converted, added=tuple(sources[1:]))
+
+    @property
+    def sources(self) -> tuple[LockedSource, ...]:
+        """Every source with its own files, the first one first."""
+        elsewhere = {file.path for each in self.added for file in each.files}
+        first = {each.name: getattr(self, each.name) for each in fields(LockedSource)}
+        own = tuple(file for file in self.files if file.path not in elsewhere)
+        return (LockedSource(**{**first, "files": own}), *self.added)
+
+    def source_of(self, path: str) -> LockedSource:
+        """Return the source that a file comes from; of what was converted, the one of the pickles."""
+        return next(
+            (each for each in self.added if any(file.path == path for file in each.files)), self.sources[0]
         )
 
     @property

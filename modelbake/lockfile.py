@@ -9,15 +9,26 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 from modelbake import writing
 from modelbake.errors import LockError
-from modelbake.grammar import HUB, NAME, PATTERN, REVISION, SOURCE, Grammar, holds_a_secret
-from modelbake.locked import Conversion, Lock, LockedFile, LockedModel
+from modelbake.grammar import (
+    FOLDER,
+    HUB,
+    NAME,
+    PATTERN,
+    REVISION,
+    STORE_VERSION,
+    Grammar,
+    holds_a_secret,
+)
+from modelbake.locked import Conversion, Lock, LockedFile, LockedModel, LockedSource
 from modelbake.smallfile import NotRegular, TooLarge, read_small
+from modelbake.sourceuri import SOURCE
 from modelbake.weightpath import conflicting_paths, path_problem, shown
 
 SCHEMA = 1
@@ -104,13 +115,8 @@ def encode_lock(lock: Lock) -> bytes:
     """Return the file's bytes: the same facts give the same bytes."""
     models = {
         name: {
-            "source": model.source,
-            "hub": model.hub,
-            "revision": model.revision,
-            "commit": model.commit,
-            "include": list(model.include),
-            "exclude": list(model.exclude),
-            "files": _encode_files(model.files),
+            **_encode_source(model.sources[0]),
+            **({"added": [_encode_source(each) for each in model.added]} if model.added else {}),
             **_encode_conversion(model.converted),
             "digest": model.digest,
         }
@@ -121,8 +127,29 @@ def encode_lock(lock: Lock) -> bytes:
     return f"{text}\n".encode(errors="backslashreplace")
 
 
+def _encode_source(source: LockedSource) -> dict[str, Any]:
+    is_hub = source.kind == "hf"
+    return {
+        "source": source.source,
+        **({"hub": source.hub, "revision": source.revision} if is_hub else {"endpoint": source.hub}),
+        "commit": source.commit,
+        "include": list(source.include),
+        "exclude": list(source.exclude),
+        **({"into": source.into} if source.into else {}),
+        "files": _encode_files(source.files),
+    }
+
+
 def _encode_files(files: Iterable[LockedFile]) -> list[dict[str, Any]]:
-    return [{"path": file.path, "size": file.size, "sha256": file.sha256} for file in files]
+    return [
+        {
+            "path": file.path,
+            "size": file.size,
+            "sha256": file.sha256,
+            **({"version": file.version} if file.version else {}),
+        }
+        for file in files
+    ]
 
 
 def _encode_conversion(converted: Conversion | None) -> dict[str, Any]:
@@ -208,30 +235,60 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _model(name: str, entry: Any) -> LockedModel:
-    required = {"source", "hub", "revision", "commit", "include", "exclude", "files", "digest"}
     _expect(entry, dict, "an object")
-    _keys(entry, required | (entry.keys() & {"converted"}))
-    files = _files(entry["files"])
+    _keys(entry, _source_keys(entry) | {"digest"} | (entry.keys() & {"converted", "added"}))
+    sources = [_source(name, entry)]
+    for index, each in enumerate(_expect(entry.get("added", []), list, "a list", "added")):
+        try:
+            _expect(each, dict, "an object")
+            _keys(each, _source_keys(each) | {"into"})
+            sources.append(_source(name, each))
+        except _Problem as problem:
+            raise problem.under(f"[{index}]").under("added") from None
+    if entry.get("added") == []:
+        raise _Problem("is empty: leave it out", "added")
+    joined = LockedModel.join(sources)
+    if clash := conflicting_paths([file.path for file in joined.files]):
+        raise _Problem(f"{clash[0]!r} and {clash[1]!r} cannot both exist", "added")
     converted = None
     if "converted" in entry:
         try:
-            converted = _conversion(entry["converted"], files)
+            converted = _conversion(entry["converted"], joined.files)
         except _Problem as problem:
             raise problem.under("converted") from None
-    model = LockedModel(
+    model = replace(joined, converted=converted)
+    if entry["digest"] != model.digest:
+        raise _Problem("is not that of the files: an edit or a merge lost, added or changed one", "digest")
+    return model
+
+
+def _source_keys(entry: Any) -> set[str]:
+    """Return the keys that an entry of its kind has."""
+    is_hub = str(entry.get("source", "hf:")).startswith("hf:")
+    return {"source", "commit", "include", "exclude", "files"} | (
+        {"hub", "revision"} if is_hub else {"endpoint"}
+    )
+
+
+def _source(name: str, entry: Any) -> LockedSource:
+    source = _of(SOURCE, entry["source"], "source")
+    is_hub = source.startswith("hf:")
+    server = entry["hub" if is_hub else "endpoint"]
+    into = _of(FOLDER, entry["into"], "into") if "into" in entry else ""
+    files = _files(entry["files"], versions=not is_hub)
+    if strays := [file.path for file in files if into and not file.path.startswith(f"{into}/")]:
+        raise _Problem(f"{shown(strays[0])!r} is not below {into!r}", "files")
+    return LockedSource(
         name=name,
-        source=_of(SOURCE, entry["source"], "source"),
-        hub=_of(HUB, entry["hub"], "hub"),
-        revision=_of(REVISION, entry["revision"], "revision"),
+        source=source,
+        hub=_of(HUB, server, "hub" if is_hub else "endpoint") if is_hub or server != "" else "",
+        revision=_of(REVISION, entry["revision"], "revision") if is_hub else "",
         commit=_hex(_COMMIT, 40, entry["commit"], "commit"),
         include=_patterns(entry["include"], "include"),
         exclude=_patterns(entry["exclude"], "exclude"),
         files=files,
-        converted=converted,
+        into=into,
     )
-    if entry["digest"] != model.digest:
-        raise _Problem("is not that of the files: an edit or a merge lost, added or changed one", "digest")
-    return model
 
 
 def _conversion(entry: Any, files: tuple[LockedFile, ...]) -> Conversion:
@@ -254,14 +311,14 @@ def _conversion(entry: Any, files: tuple[LockedFile, ...]) -> Conversion:
     return Conversion(converter, tuple(replaces), converted)
 
 
-def _files(value: Any) -> tuple[LockedFile, ...]:
+def _files(value: Any, *, versions: bool = False) -> tuple[LockedFile, ...]:
     _expect(value, list, "a list", "files")
     if not value:
         raise _Problem("is empty: a model has at least one file", "files")
     files: list[LockedFile] = []
     for index, item in enumerate(value):
         try:
-            files.append(_file(item))
+            files.append(_file(item, versions))
         except _Problem as problem:
             raise problem.under(f"[{index}]").under("files") from None
     paths = [file.path for file in files]
@@ -271,15 +328,16 @@ def _files(value: Any) -> tuple[LockedFile, ...]:
     return tuple(files)
 
 
-def _file(item: Any) -> LockedFile:
-    _keys(item, {"path", "size", "sha256"})
+def _file(item: Any, versions: bool) -> LockedFile:
+    _keys(item, {"path", "size", "sha256"} | ({"version"} if versions else set()))
     path, size = item["path"], item["size"]
     _expect(path, str, "a text", "path")
     if problem := path_problem(path):
         raise _Problem(f"{shown(path)!r} {problem}", "path")
     if type(size) is not int or not 0 <= size <= _MAX_SIZE:
         raise _Problem(f"expected a number of bytes, got {_got(size)}", "size")
-    return LockedFile(path, size, _hex(_SHA256, 64, item["sha256"], "sha256"))
+    version = _of(STORE_VERSION, item["version"], "version") if versions else ""
+    return LockedFile(path, size, _hex(_SHA256, 64, item["sha256"], "sha256"), version)
 
 
 def _patterns(value: Any, key: str) -> tuple[str, ...]:

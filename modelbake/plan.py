@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from modelbake.config import Config, ModelSpec
 from modelbake.conversion import converted_names, instructions
-from modelbake.lock import LockedFile, LockedModel
+from modelbake.lock import LockedFile, LockedModel, LockedSource
 from modelbake.runtime import Runtime, build_of
 
 MIB = 1024 * 1024
@@ -24,18 +25,29 @@ OWN_GROUP_BYTES = 64 * MIB  # from this size on a file is a group of its own
 BUNDLE_BYTES = 256 * MIB  # small files are bundled up to this much
 # overlay2 stacks 128 layers at most, and the base and the runtime need theirs.
 MAX_GROUPS = 80
+_MOST_OF_ADDED = 16  # groups of one further source
+# In one build secret, which may have 500 KB; a signed address has up to 2 KB. What is beyond are small files.
+MOST_ADDRESSES = 200
+_PACKED = re.compile(r"!(?:tar|gzip|zstd)(?:\+[0-9]+)?$")
 
 LABEL_PREFIX = "io.modelbake."
 LOCK_LABEL = LABEL_PREFIX + "lock"  # digest of the weights
+ADDED_LABEL = LABEL_PREFIX + "added"  # JSON: the further sources, each with its commit
 PLAN_LABEL = LABEL_PREFIX + "plan"  # digest of the context that the image was built of
 
 
 @dataclass(frozen=True)
 class WeightGroup:
-    """Files that are fetched, cached and layered together, sorted by path; or `converted`, not fetched."""
+    """Files of one source that are fetched, cached and layered together, sorted by path.
+
+    `converted`: not fetched. `source`: the number of their source, 0 for the model's own. `carried`: in the
+    docker lane they travel with the build context, as no address could be given to a builder.
+    """
 
     files: tuple[LockedFile, ...]
     converted: bool = False
+    source: int = 0
+    carried: bool = False
 
     @property
     def size(self) -> int:
@@ -52,6 +64,11 @@ class WeightGroup:
         """What the builder stage is keyed by: paths, sizes and digests, not where they come from."""
         return encode_json({"schema": 1, "files": [_file_facts(file) for file in self.files]})
 
+    @property
+    def secret(self) -> str:
+        """The id of the build secret that says where the files are."""
+        return secret_name(self.source)
+
     @cached_property
     def digest(self) -> str:
         """64 hex digits naming this group's content."""
@@ -66,13 +83,13 @@ class ConversionPlan:
         base: the image that all of it runs in.
         groups: the files to fetch.
         instructions: what convert.py is told.
-        sources: where the files are, as `BuildPlan.sources` says.
+        documents: as `BuildPlan.documents` says.
     """
 
     base: str
     groups: tuple[WeightGroup, ...]
     instructions: bytes
-    sources: bytes
+    documents: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,12 @@ class BuildPlan:
         return self.spec.version
 
     @property
+    def fetched_groups(self) -> tuple[WeightGroup, ...]:
+        """All that is fetched in a build: the groups of the image, and the pickles that are converted."""
+        pickles = self.conversion.groups if self.conversion else ()
+        return (*(group for group in self.groups if not group.converted), *pickles)
+
+    @property
     def local_tag(self) -> str:
         """The engine's name for the built image; it names no registry, so nothing pushes it by accident."""
         return f"modelbake/{self.name}:{self.version}"
@@ -117,17 +140,20 @@ class BuildPlan:
                 "commit": self.locked.commit,
                 "lock": self.locked.digest,
                 "verify": self.spec.verify,
+                **_added_facts(self.locked),
                 "files": [_file_facts(file) for file in self.locked.weights],
             }
         )
 
-    def sources(self) -> bytes:
-        """Return where the weights are fetched from.
+    @property
+    def documents(self) -> Mapping[str, bytes]:
+        """Where the weights of hubs are fetched from, by the name of the secret.
 
-        It reaches the builder as a secret mount: BuildKit leaves secrets out of its cache keys, so a moved
-        commit or another mirror with the same bytes fetches nothing again.
+        They reach the builder as secret mounts: BuildKit leaves secrets out of its cache keys, so a moved
+        commit or another mirror with the same bytes fetches nothing again. Where a store's files are is not
+        known to a plan: their addresses are signed for one build.
         """
-        return _encode_sources(self.locked)
+        return hub_documents(self.locked)
 
 
 def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Runtime) -> BuildPlan:
@@ -143,6 +169,7 @@ def make_plan(config: Config, spec: ModelSpec, locked: LockedModel, runtime: Run
         LABEL_PREFIX + "version": spec.version,
         LABEL_PREFIX + "source": locked.source,
         LABEL_PREFIX + "commit": locked.commit,
+        **({ADDED_LABEL: json.dumps([each.origin for each in locked.added])} if locked.added else {}),
         LOCK_LABEL: locked.digest,
         LABEL_PREFIX + "runtime": runtime.name,
         LABEL_PREFIX + "device": spec.device,
@@ -178,20 +205,51 @@ def plan_conversion(spec: ModelSpec, locked: LockedModel, runtime: Runtime) -> C
     names = converted_names(spec, [file.path for file in locked.files])
     return ConversionPlan(
         base=spec.base or runtime.base,
-        groups=group_files([file for file in locked.files if file.path in names]),
+        groups=_groups_by_source(locked, [file for file in locked.files if file.path in names], MAX_GROUPS),
         instructions=instructions(names),
-        sources=_encode_sources(locked),
+        documents=hub_documents(locked),
     )
 
 
-def weight_groups(locked: LockedModel) -> tuple[WeightGroup, ...]:
-    """Cut the files of an image into groups, such that no group has both fetched and converted files."""
+def weight_groups(locked: LockedModel, most: int = MAX_GROUPS) -> tuple[WeightGroup, ...]:
+    """Cut the files of an image into at most `most` groups, bottom first.
+
+    No group has files of two sources, and none has both fetched and converted files. What is added to a model
+    lies above its own files.
+    """
     if locked.converted is None:
-        return group_files(locked.files)
-    fetched = group_files(locked.kept, MAX_GROUPS // 2)
-    converted = group_files(locked.converted.files, MAX_GROUPS // 2)
+        return _groups_by_source(locked, locked.files, most)
+    fetched = _groups_by_source(locked, locked.kept, most // 2)
+    converted = group_files(locked.converted.files, most // 2)
     groups = [*fetched, *(replace(group, converted=True) for group in converted)]
-    return tuple(sorted(groups, key=lambda group: _stacking(group.files)))
+    return tuple(sorted(groups, key=lambda group: (group.source, _stacking(group.files))))
+
+
+def _groups_by_source(locked: LockedModel, files: Iterable[LockedFile], most: int) -> tuple[WeightGroup, ...]:
+    wanted = {file.path for file in files}
+    sources = locked.sources
+    further = min(_MOST_OF_ADDED, max(1, most // 2 // max(1, len(sources) - 1)))
+    made: list[WeightGroup] = []
+    for number, source in enumerate(sources):
+        share = further if number else most - further * (len(sources) - 1)
+        own = [file for file in source.files if file.path in wanted]
+        groups = group_files(own, max(1, share)) if own else ()
+        addressed = 0
+        for group in sorted(groups, key=lambda group: group.size, reverse=True):
+            addressed += 0 if _is_carried(source, group) else len(group.files)
+            carried = _is_carried(source, group) or (source.kind != "hf" and addressed > MOST_ADDRESSES)
+            made.append(replace(group, source=number, carried=carried))
+    return tuple(sorted(made, key=lambda group: (group.source, _stacking(group.files))))
+
+
+def _is_carried(source: LockedSource, group: WeightGroup) -> bool:
+    """Tell whether a builder cannot fetch a group: of a folder here, or packed in something larger."""
+    return source.kind == "file" or any(is_packed(file.version) for file in group.files)
+
+
+def is_packed(version: str) -> bool:
+    """Tell whether a file lies in an archive, which its version says after a `!`."""
+    return _PACKED.search(version) is not None
 
 
 def group_files(files: Sequence[LockedFile], max_groups: int = MAX_GROUPS) -> tuple[WeightGroup, ...]:
@@ -229,16 +287,35 @@ def encode_json(document: Any) -> bytes:
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _encode_sources(locked: LockedModel) -> bytes:
-    return encode_json(
-        {
-            "schema": 1,
-            "kind": "hf",
-            "endpoint": locked.hub,
-            "repo": locked.source.removeprefix("hf://"),
-            "revision": locked.commit,
-        }
-    )
+def secret_name(source: int) -> str:
+    """Return the id of the build secret that says where a source's files are."""
+    return f"sources-{source}" if source else "sources"
+
+
+def hub_documents(locked: LockedModel) -> dict[str, bytes]:
+    """Return what a builder is told of each source that is a hub's repository, by the secret's id."""
+    return {
+        secret_name(number): encode_json(
+            {
+                "schema": 1,
+                "kind": "hf",
+                "endpoint": source.hub,
+                "repo": source.source.removeprefix("hf://"),
+                "revision": source.commit,
+                **({"into": source.into} if source.into else {}),
+            }
+        )
+        for number, source in enumerate(locked.sources)
+        if source.kind == "hf"
+    }
+
+
+def _added_facts(locked: LockedModel) -> dict[str, Any]:
+    if not locked.added:
+        return {}
+    return {
+        "added": [{"source": each.source, "commit": each.commit, "into": each.into} for each in locked.added]
+    }
 
 
 def _file_facts(file: LockedFile) -> dict[str, Any]:

@@ -10,16 +10,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 
 from modelbake.context import Context
 from modelbake.errors import RenderError
 from modelbake.instructions import require_planned, require_planned_conversion
-from modelbake.plan import PLAN_LABEL, BuildPlan, ConversionPlan, WeightGroup, encode_json
+from modelbake.plan import PLAN_LABEL, BuildPlan, ConversionPlan, WeightGroup, encode_json, secret_name
 from modelbake.programs import (
     ADMITS,
     BASICS,
@@ -33,6 +34,10 @@ from modelbake.programs import (
 from modelbake.requirements import split_requirements
 from modelbake.smallfile import read_small
 
+if TYPE_CHECKING:
+    from modelbake.locked import LockedFile
+
+_Plan = TypeVar("_Plan", BuildPlan, ConversionPlan)
 LARGEST_FILE = 256 * 1024 * 1024  # bytes of a file of the context, which is made in memory
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
 
@@ -50,16 +55,20 @@ def render(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
         files |= {ADMITS: _read(programs / ADMITS)}
     # The image names in a label what it was built of, so that `smoke` and `push` know one of another plan.
     # Where the bytes come from is no part of it: another mirror makes the same image.
-    unlabelled = _dockerfile(templates, "image", plan=plan, conversion=plan.conversion)
-    files["Dockerfile"] = unlabelled.encode()
+    # Nor is whether they travel with the context.
+    neutral, conversion = _uncarried(plan), plan.conversion and _uncarried(plan.conversion)
+    files["Dockerfile"] = _dockerfile(
+        templates, "image", plan=neutral, conversion=conversion, by_hand=True
+    ).encode()
     digest = _digest(files)
+    unlabelled = _dockerfile(templates, "image", plan=plan, conversion=plan.conversion)
     # No value can look like this line: `quoted` escapes every quotation mark.
     label, empty = quoted(PLAN_LABEL), quoted("")
     labelled = unlabelled.replace(f"{label}={empty}", f"{label}={quoted(digest)}")
     _require_planned(labelled, plan, templates, digest)
     files["Dockerfile"] = labelled.encode()
-    files["sources.json"] = plan.sources()
-    return Context(files, digest)
+    groups = (*plan.groups, *(plan.conversion.groups if plan.conversion else ()))
+    return Context({**files, **_documents(plan.documents)}, digest, _carried(groups))
 
 
 def render_runtime(plan: BuildPlan, *, templates: Path, programs: Path) -> Context:
@@ -86,8 +95,27 @@ def render_conversion(conversion: ConversionPlan, *, templates: Path, programs: 
     dockerfile = _dockerfile(templates, "conversion", plan=None, conversion=conversion)
     require_planned_conversion(dockerfile, conversion, subject=str(templates / "Dockerfile.j2"))
     files["Dockerfile"] = dockerfile.encode()
-    files["sources.json"] = conversion.sources
-    return Context(files, _digest(files))
+    carried = _carried(conversion.groups)
+    return Context({**files, **_documents(conversion.documents)}, _digest(files), carried)
+
+
+def _uncarried(plan: _Plan) -> _Plan:
+    return replace(plan, groups=tuple(replace(group, carried=False) for group in plan.groups))
+
+
+def _documents(documents: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files that a build by hand gives as secrets."""
+    return {f"{name}.json": document for name, document in documents.items()}
+
+
+def _carried(groups: Sequence[WeightGroup]) -> dict[str, LockedFile]:
+    """Return the weight files that travel with a context, by their paths in it."""
+    return {
+        f"weights/{group.digest}/files/{file.path}": file
+        for group in groups
+        if group.carried
+        for file in group.files
+    }
 
 
 def _conversion_files(conversion: ConversionPlan, programs: Path) -> dict[str, bytes]:
@@ -150,7 +178,12 @@ def _digest(files: Mapping[str, bytes]) -> str:
 
 
 def _dockerfile(
-    templates: Path, part: str, *, plan: BuildPlan | None, conversion: ConversionPlan | None
+    templates: Path,
+    part: str,
+    *,
+    plan: BuildPlan | None,
+    conversion: ConversionPlan | None,
+    by_hand: bool | None = None,
 ) -> str:
     """Render the whole `image`, or of its stages those of the `runtime`, or of the `conversion`, alone."""
     try:
@@ -165,10 +198,16 @@ def _dockerfile(
             slimmers=SLIMMERS,
             fetchers=FETCHERS,
             basics=BASICS,
+            by_hand=_by_hand(plan) if by_hand is None else by_hand,
+            secrets=[secret_name(number) for number in range(len(plan.locked.sources))] if plan else [],
         )
     except jinja2.TemplateError as error:
         where = f"{getattr(error, 'name', None) or 'Dockerfile.j2'}:{getattr(error, 'lineno', '?')}"
         raise RenderError(str(error), subject=str(templates / where)) from error
+
+
+def _by_hand(plan: BuildPlan | None) -> bool:
+    return plan is not None and all(source.kind == "hf" for source in plan.locked.sources)
 
 
 @cache  # compiling the template takes longer than all the rest, and every model of a run uses the same

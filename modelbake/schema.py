@@ -21,6 +21,7 @@ from modelbake.expressions import EXPRESSION, why_not
 from modelbake.grammar import holds_a_secret, holds_a_token, names_a_secret
 from modelbake.release.entries import USUAL_CHANNELS, ChannelEntry, ChannelName, SigningEntry
 from modelbake.scalars import quoted
+from modelbake.sourceuri import SOURCE
 from modelbake.validation import Entry, Number, Text, refusal
 
 Device = Literal["cuda", "any", "cpu"]
@@ -82,11 +83,20 @@ def _refuse_label(name: str) -> str:
     return ""
 
 
+def _refuse_wildcard(path: str) -> str:
+    return "a web server has no list of its files; name each by itself" if set(path) & set("*?[") else ""
+
+
 Name = Annotated[str, Text(grammar.NAME)]
 RuntimeName = Annotated[str, Text(grammar.RUNTIME)]
 ModelName = Annotated[str, Text(grammar.NAME, _refuse_taken_name)]
 Version = Annotated[str, Text(grammar.VERSION)]
-Source = Annotated[str, Text(grammar.SOURCE)]
+Source = Annotated[str, Text(SOURCE)]
+Into = Annotated[str, Text(grammar.FOLDER)]
+Endpoint = Annotated[str, Text(grammar.HUB)]
+GivenFiles = dict[
+    Annotated[str, Text(grammar.PATTERN, _refuse_wildcard)], Annotated[str, Text(grammar.SHA256)]
+]
 Revision = Annotated[str, Text(grammar.REVISION)]
 Patterns = tuple[Annotated[str, Text(grammar.PATTERN)], ...]
 PickleNames = tuple[Annotated[str, Text(grammar.PICKLE)], ...]
@@ -287,7 +297,7 @@ class Settings(Entry):
 
     explained = MappingProxyType(
         dict.fromkeys(
-            ("version", "source", "allow_pickle", "convert"),
+            ("version", "source", "endpoint", "files", "add", "allow_pickle", "convert"),
             "each model has its own, so it cannot be a default",
         )
         | _OF_THE_ENVIRONMENT
@@ -364,6 +374,53 @@ class Settings(Entry):
     smoke: SmokeEntry = Field(default_factory=SmokeEntry, description="How the built image is tried out.")
 
 
+_INCLUDE = "File name patterns to take from the source; '*' also crosses '/'. Default: every file."
+_EXCLUDE = "File name patterns to leave out of what `include` selects."
+_ENDPOINT = (
+    "The server of an s3://, gs://, az:// or mlflow: source, where it is not the cloud's own: MinIO, R2,"
+    " Ceph, an MLflow tracking server."
+)
+_FILES = (
+    "Of an https:// source: its files, each with its sha256. A web server has no list of them, and says"
+    " nothing that could be trusted."
+)
+_DIGEST_EXAMPLE = {"model.gguf": "0123456789abcdef" * 4}
+
+
+class AddedEntry(Entry):
+    """A further source of a model, whose files come into a folder of their own, on top of the others."""
+
+    explained = MappingProxyType(
+        {
+            "path": "write 'into', with a folder below /models",
+            "target": "write 'into', with a folder below /models",
+            "allow_pickle": "it belongs to the model: name the pickle with its folder there",
+            "convert": "it belongs to the model",
+        }
+    )
+
+    source: Source = Field(description="Where these files come from.", examples=list(SOURCE.examples))
+    into: Into = Field(
+        description="The folder below /models that they come into.", examples=list(grammar.FOLDER.examples)
+    )
+    revision: Revision | None = Field(
+        default=None,
+        description="Of an hf:// source: branch, tag or commit. Default: main.",
+        examples=["main"],
+    )
+    hub: Hub | None = Field(
+        default=None, description="The hub of an hf:// source.", examples=["https://hub.example.com"]
+    )
+    endpoint: Endpoint | None = Field(
+        default=None, description=_ENDPOINT, examples=["https://minio.example.com"]
+    )
+    include: Patterns = Field(
+        default=("*",), min_length=1, strict=False, description=_INCLUDE, examples=[["*.safetensors"]]
+    )
+    exclude: Patterns = Field(default=(), strict=False, description=_EXCLUDE, examples=[["onnx/*"]])
+    files: GivenFiles = Field(default_factory=dict, description=_FILES, examples=[_DIGEST_EXAMPLE])
+
+
 class ModelEntry(Settings):
     """A model: where its weights come from, what serves them, and how to see that it works."""
 
@@ -382,8 +439,21 @@ class ModelEntry(Settings):
         examples=list(grammar.VERSION.examples),
     )
     source: Source = Field(
-        description="Where the weights come from: hf://organisation/name.",
-        examples=list(grammar.SOURCE.examples),
+        description="Where the weights come from: hf://organisation/name, s3://bucket/prefix,"
+        " gs://bucket/prefix, az://account/container/prefix, mlflow:models/NAME/VERSION, sagemaker:ARN,"
+        " https://host/folder/, oci://registry/repository:tag or file:///folder.",
+        examples=list(SOURCE.examples),
+    )
+    endpoint: Endpoint | None = Field(
+        default=None, description=_ENDPOINT, examples=["https://minio.example.com"]
+    )
+    files: GivenFiles = Field(default_factory=dict, description=_FILES, examples=[_DIGEST_EXAMPLE])
+    add: tuple[AddedEntry, ...] = Field(
+        default=(),
+        strict=False,
+        description="Further sources, each into a folder of its own and a layer on top: an adapter, a"
+        " tokenizer. Models that differ in these alone share all else on a host.",
+        examples=[[{"source": "s3://models/legal-adapter", "into": "adapter"}]],
     )
     allow_pickle: PickleNames = Field(
         default=(),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from modelbake.context import Context
     from modelbake.fitness import Evidence
     from modelbake.lock import Lock, LockedModel
-    from modelbake.plan import BuildPlan
+    from modelbake.plan import BuildPlan, ConversionPlan
     from modelbake.runtime import Runtime
 
 _TOOLKIT = Path(__file__).resolve().parent.parent
@@ -140,15 +140,15 @@ class Workspace:
 
         return render(plan, templates=self.templates, programs=self.programs)
 
-    def conversion_context(self, spec: ModelSpec, locked: LockedModel) -> tuple[Context, bytes]:
-        """Render the stages that convert a model's pickles; also return where these are fetched from."""
+    def conversion_context(self, spec: ModelSpec, locked: LockedModel) -> tuple[Context, ConversionPlan]:
+        """Render the stages that convert a model's pickles; also return their plan."""
         from modelbake.plan import plan_conversion
         from modelbake.render import render_conversion
 
         _, runtimes = self._read
         conversion = plan_conversion(spec, locked, runtimes[spec.runtime])
         rendered = render_conversion(conversion, templates=self.templates, programs=self.programs)
-        return rendered, conversion.sources
+        return rendered, conversion
 
     def runtime_context(self, plan: BuildPlan) -> Context:
         """Render the stages of a plan's runtime, without the model."""

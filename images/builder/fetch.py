@@ -1,15 +1,17 @@
 """Fetch the files of a manifest from a hub, prove every byte, and leave a folder that holds exactly them.
 
-    python fetch.py MANIFEST DEST [--samples FOLDER]
+    python fetch.py MANIFEST DEST [--samples FOLDER] [--carried FOLDER]
 
 MANIFEST  {"schema": 1, "files": [{"path", "size", "sha256"}]}: what to fetch
 DEST      the folder; afterwards files are 0444, folders 0555, everything root's and from 1970
-FOLDER    for a sample of each large file, see samples.py; there is none where no file is large
+--samples  for a sample of each large file, see samples.py; there is none where no file is large
+--carried  where the files are already, as they came with the build context: nothing is fetched
 
 Where to fetch from and with what right stands in files of the secrets folder (/run/secrets), where a
 BuildKit secret mount is; nothing is taken from arguments or the environment:
 
-    sources    {"schema": 1, "kind": "hf", "endpoint", "repo", "revision": "<commit>"}
+    sources    {"schema": 1, "kind": "hf", "endpoint", "repo", "revision": "<commit>", "into"?}, or
+               {"schema": 1, "kind": "addresses", "name", "files": {PATH: {"url", "headers"}}}
     hf_token   the hub's token; absent for public repositories
     ca_bundle  PEM certificates of a network's own authorities, trusted besides the system's; may be absent
 
@@ -36,13 +38,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from carried import take_in
 from events import Code, Events, FetchError
-from manifest import Entry, HubSource, read_manifest, read_sources
+from manifest import Entry, HubSource, StoreSource, read_manifest, read_sources
 from samples import write_samples
 from tree import Destination, is_full
 
@@ -61,6 +64,7 @@ class Request:
     manifest: Path
     destination: Path
     samples: Path | None
+    carried: Path | None
     secrets: Path
     jobs: int
     connect: float
@@ -108,6 +112,7 @@ def _parse(arguments: Sequence[str]) -> Request:
     parser.add_argument("manifest", type=Path, metavar="MANIFEST")
     parser.add_argument("destination", type=Path, metavar="DEST")
     parser.add_argument("--samples", type=Path, metavar="FOLDER", help="default: no samples are taken")
+    parser.add_argument("--carried", type=Path, metavar="FOLDER", help="default: the files are fetched")
     parser.add_argument("--secrets", type=Path, default=Path("/run/secrets"), help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=4, help="files at once; default: %(default)s")
     parser.add_argument(
@@ -181,23 +186,33 @@ def _isolate_huggingface_hub(scratch: Path) -> None:
 
 
 def _fetch(request: Request, token: str | None, scratch: Path, events: Events) -> None:
-    source = read_sources(request.secrets / "sources")
     entries = read_manifest(request.manifest)
+    if request.carried is not None:
+        with _tidying(Destination(request.destination), entries) as destination:
+            take_in(request.carried, entries, destination, events)
+            _finish(request, destination, entries)
+        return
+    source = read_sources(request.secrets / "sources")
     ca = request.secrets / "ca_bundle"
     authorities = _combine_authorities(ca, scratch / "ca.pem") if ca.exists() else None
-    if token is not None and source.endpoint.startswith("http://"):
+    if token is not None and isinstance(source, HubSource) and source.endpoint.startswith("http://"):
         events.note(f"the token goes to {source.endpoint} without encryption")
-    with Destination(request.destination) as destination:
+    with _tidying(Destination(request.destination), entries) as destination:
+        present = destination.present(entries)
+        for path in sorted(present):
+            events.note("already there, with the right sha256", file=path)
+        wanted = [entry for entry in entries if entry.path not in present]
+        _require_room(destination, wanted)
+        _fetch_all(request, source, token, authorities, wanted, destination, events)
+        _finish(request, destination, entries)
+
+
+@contextlib.contextmanager
+def _tidying(opened: Destination, entries: Sequence[Entry]) -> Iterator[Destination]:
+    """Leave nothing behind of what does not come to its end; say how much a full disk would have needed."""
+    with opened as destination:
         try:
-            present = destination.present(entries)
-            for path in sorted(present):
-                events.note("already there, with the right sha256", file=path)
-            wanted = [entry for entry in entries if entry.path not in present]
-            _require_room(destination, wanted)
-            _fetch_all(request, source, token, authorities, wanted, destination, events)
-            destination.seal(entries)
-            if request.samples is not None:
-                write_samples(request.samples, destination.samples(entries))
+            yield destination
         except BaseException as error:
             destination.abandon()
             if isinstance(error, OSError) and is_full(error):
@@ -205,9 +220,15 @@ def _fetch(request: Request, token: str | None, scratch: Path, events: Events) -
             raise
 
 
+def _finish(request: Request, destination: Destination, entries: Sequence[Entry]) -> None:
+    destination.seal(entries)
+    if request.samples is not None:
+        write_samples(request.samples, destination.samples(entries))
+
+
 def _fetch_all(
     request: Request,
-    source: HubSource,
+    source: HubSource | StoreSource,
     token: str | None,
     authorities: Path | None,
     entries: Sequence[Entry],
@@ -218,9 +239,13 @@ def _fetch_all(
     # Imported only now, when the environment is as huggingface_hub shall find it.
     from hub import Hub
     from persistence import Limits, longest_run, too_slow
+    from store import Store
     from transfer import Transfer
 
-    hub = Hub(source, token, ca=authorities, connect=request.connect, read=request.read)
+    if isinstance(source, StoreSource):
+        hub: Hub = Store(source, ca=authorities, connect=request.connect, read=request.read)
+    else:
+        hub = Hub(source, token, ca=authorities, connect=request.connect, read=request.read)
     limits = Limits(request.attempts, request.patience, request.grace, request.read, request.ranges_from)
     stop = threading.Event()
     end_of_all = time.monotonic() + longest_run([entry.size for entry in entries], limits)

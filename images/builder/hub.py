@@ -27,10 +27,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported la
     build_hf_headers,
     parse_ratelimit_headers,
 )
-from manifest import HubSource
+from manifest import HubSource, StoreSource
 
 MAX_REDIRECTS = 5
-_PASSING = {408, 425, 429}  # statuses, besides 5xx, after which a later attempt may succeed
+PASSING = {408, 425, 429}  # statuses, besides 5xx, after which a later attempt may succeed
 _MAX_REASON = 200  # characters of a server's own words in a message
 
 
@@ -100,7 +100,13 @@ class Hub:
     """
 
     def __init__(
-        self, source: HubSource, token: str | None, *, ca: Path | None, connect: float, read: float
+        self,
+        source: HubSource | StoreSource,
+        token: str | None,
+        *,
+        ca: Path | None,
+        connect: float,
+        read: float,
     ) -> None:
         self.source = source
         self.host = host_of(source.endpoint)
@@ -131,7 +137,10 @@ class Hub:
             Retry: it may say later.
         """
         self._hops.count = 0
-        url = hf_hub_url(self.source.repo, path, revision=self.source.commit, endpoint=self.source.endpoint)
+        source = self.source
+        assert isinstance(source, HubSource)
+        there = path.removeprefix(f"{source.into}/") if source.into else path
+        url = hf_hub_url(source.repo, there, revision=source.commit, endpoint=source.endpoint)
         try:
             metadata = get_hf_file_metadata(
                 url,
@@ -165,7 +174,7 @@ class Hub:
             if etag:
                 headers["If-Range"] = etag
         for _ in range(MAX_REDIRECTS + 1):
-            own = build_hf_headers(token=self._token or False) if location.own else {}
+            own = self._own_headers(path) if location.own else {}
             try:
                 with self._client.stream("GET", location.url, headers={**own, **headers}) as response:
                     if response.has_redirect_location:
@@ -181,6 +190,10 @@ class Hub:
         raise FetchError(
             Code.UNREACHABLE, f"more than {MAX_REDIRECTS} redirects, the last to {location.host}"
         )
+
+    def _own_headers(self, path: str) -> Mapping[str, str]:
+        """Return what is said to the endpoint besides."""
+        return build_hf_headers(token=self._token or False)
 
     def close(self) -> None:
         """Close all connections."""
@@ -232,8 +245,8 @@ class Hub:
             return
         if location.own:
             raise self._refusal(path, status, response.headers)
-        if status in _PASSING or status >= 500:
-            raise Retry(f"{location.host} answered {status}", _wait(response.headers))
+        if status in PASSING or status >= 500:
+            raise Retry(f"{location.host} answered {status}", wait_of(response.headers))
         raise Refused(location.host, status)
 
     def _refusal(self, path: str, status: int, headers: Mapping[str, str]) -> Exception:
@@ -241,8 +254,8 @@ class Hub:
         code = headers.get("X-Error-Code", "")
         said = "".join(filter(str.isprintable, headers.get("X-Error-Message", "")))[:_MAX_REASON]
         what = f"{self.host} answered {status}{f' ({said})' if said else ''}"
-        if status in _PASSING or status >= 500:
-            return Retry(what, _wait(headers))
+        if status in PASSING or status >= 500:
+            return Retry(what, wait_of(headers))
         if status in {401, 403} and self._token is None:
             return FetchError(
                 Code.TOKEN_MISSING, f"{what}: the repository needs a token; none was given (secret hf_token)"
@@ -282,7 +295,7 @@ class Hub:
         return FetchError(Code.UNREACHABLE, f"{host}: {type(error).__name__}")
 
 
-def _wait(headers: Mapping[str, str]) -> float | None:
+def wait_of(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a server asks to wait, by `RateLimit` or by `Retry-After`."""
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:

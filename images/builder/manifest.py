@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ _MAX_JSON = 64 << 20  # bytes; a manifest of 100,000 files has 20 MB
 _MAX_PATH = 1024  # bytes of UTF-8
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
 _REPO = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 
 
@@ -35,14 +36,33 @@ class Entry:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A repository at one commit on a hub that speaks the Hugging Face HTTP API."""
+    """A repository at one commit on a hub that speaks the Hugging Face HTTP API.
+
+    `into`: the folder of the manifest that its files are in, "" for none.
+    """
 
     endpoint: str
     repo: str
     commit: str
+    into: str = ""
 
     def __str__(self) -> str:
         return f"hf://{self.repo}@{self.commit}"
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """Files of a store at addresses that were signed for this build. URLs and headers are credentials.
+
+    `endpoint`: scheme, host and port of all of them. `files`: URL and headers by path of the manifest.
+    """
+
+    endpoint: str
+    name: str
+    files: Mapping[str, tuple[str, Mapping[str, str]]] = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def read_manifest(path: Path) -> tuple[Entry, ...]:
@@ -60,15 +80,17 @@ def read_manifest(path: Path) -> tuple[Entry, ...]:
     return tuple(sorted(entries, key=lambda entry: entry.path))
 
 
-def read_sources(path: Path) -> HubSource:
+def read_sources(path: Path) -> HubSource | StoreSource:
     """Return where the files are.
 
     Raises:
         FetchError: BAD_REQUEST, naming the key and what is wrong with it.
     """
     raw = _read_object(path, "the secret `sources`")
+    if raw.get("kind") == "addresses":
+        return _store(path, raw)
     if raw.get("kind") != "hf":
-        raise _bad(f"{path}: kind {raw.get('kind')!r} is not known; known: 'hf'")
+        raise _bad(f"{path}: kind {raw.get('kind')!r} is not known; known: 'hf', 'addresses'")
     endpoint, repo, commit = (raw.get(key) for key in ("endpoint", "repo", "revision"))
     if not isinstance(endpoint, str) or not _is_endpoint(endpoint):
         raise _bad(f"{path}: endpoint must be http(s)://host[:port][/path] and nothing more")
@@ -76,7 +98,45 @@ def read_sources(path: Path) -> HubSource:
         raise _bad(f"{path}: repo must be `name` or `org/name`, not {repo!r}")
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise _bad(f"{path}: revision must be a commit of 40 hex digits, not {commit!r}")
-    return HubSource(endpoint.rstrip("/"), repo, commit)
+    into = raw.get("into", "")
+    if not isinstance(into, str) or (into and unsafe(into)):
+        raise _bad(f"{path}: into must be a relative folder, not {into!r}")
+    return HubSource(endpoint.rstrip("/"), repo, commit, into)
+
+
+def _store(path: Path, raw: dict[str, object]) -> StoreSource:
+    """Return a store; what is wrong with it is told without an address, which is a credential."""
+    name, listed = raw.get("name"), raw.get("files")
+    if not isinstance(name, str) or not name.isprintable():
+        raise _bad(f"{path}: name must be printable text")
+    if not isinstance(listed, dict) or not listed:
+        raise _bad(f"{path}: files must be an object with at least one file")
+    files: dict[str, tuple[str, Mapping[str, str]]] = {}
+    endpoints = set()
+    for file, each in listed.items():
+        url = each.get("url") if isinstance(each, dict) else None
+        headers = each.get("headers") if isinstance(each, dict) else None
+        if not isinstance(url, str) or not _is_address(url):
+            raise _bad(f"{path}: {file!r} has no http(s) address")
+        if not isinstance(headers, dict) or not all(
+            isinstance(value, str) and value.isprintable() and _HEADER.fullmatch(key)
+            for key, value in headers.items()
+        ):
+            raise _bad(f"{path}: {file!r} has headers that are none")
+        files[file] = url, headers
+        endpoints.add("{0.scheme}://{0.netloc}".format(urlsplit(url)))
+    if len(endpoints) > 1:
+        raise _bad(f"{path}: the addresses are of more than one server")
+    return StoreSource(endpoints.pop(), name, files)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        plain = _is_endpoint(f"{parts.scheme}://{parts.netloc}")
+    except ValueError:
+        return False
+    return plain and url.isascii() and url.isprintable() and not set(url) & set(' \\"<>')
 
 
 def _bad(message: str) -> FetchError:

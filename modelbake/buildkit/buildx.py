@@ -27,7 +27,7 @@ from modelbake.buildkit.progress import BuildEvent, Trace
 from modelbake.buildkit.status import StatusUpdate, status_from_json
 from modelbake.buildkit.wire import WireError
 from modelbake.credentials import Redactor, Secret
-from modelbake.errors import EngineError, UsageError
+from modelbake.errors import EngineError, ModelbakeError, UsageError
 from modelbake.writing import memory_folder, private_folder
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class _Buildx:
     ) -> None:
         self._arguments, self._environment = arguments, environment
         self._context, self._descriptors = context, descriptors
+        self._failure: ModelbakeError | None = None
 
     def follow(self, trace: Trace, on_event: Callable[[BuildEvent], None]) -> tuple[int, str]:
         """Run to the end; return the exit status and what was said beside progress."""
@@ -162,6 +163,8 @@ class _Buildx:
                 raise
             finally:
                 feeder.join()
+        if self._failure is not None:
+            raise self._failure
         errors = [line.removeprefix("ERROR: ") for line in progress.said if line.startswith("ERROR: ")]
         return code, "\n".join(errors or progress.said)
 
@@ -171,7 +174,10 @@ class _Buildx:
             if isinstance(self._context, bytes):
                 stdin.write(self._context)
             else:
-                shutil.copyfileobj(self._context, stdin, 1 << 20)
+                try:
+                    shutil.copyfileobj(self._context, stdin, 1 << 20)
+                except ModelbakeError as error:  # of a weight file that travels with the context
+                    self._failure = error
 
 
 def _kept_environment() -> dict[str, str]:

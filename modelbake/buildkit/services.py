@@ -49,7 +49,7 @@ class Services:
     """What one build's session answers.
 
     Afterwards `asked` has every secret's id and registry's host that the engine wanted, in order, and
-    `failure` why credentials could not be looked up.
+    `failure` why credentials could not be looked up, or the context not be read.
     """
 
     def __init__(
@@ -134,12 +134,20 @@ class Services:
             if isinstance(self._context, bytes):
                 piece = self._context[position : position + _CHUNK]
             else:
-                self._context.seek(self._start + position)
-                piece = self._context.read(_CHUNK)
+                piece = await asyncio.to_thread(self._read, self._context, position)
             if not piece:
                 return
             position += len(piece)
             await stream.send_message(wire.bytes_field(1, piece))
+
+    def _read(self, context: IO[bytes], position: int) -> bytes:
+        """Read a piece, in a thread: it may come from far away, and health checks must go on meanwhile."""
+        try:
+            context.seek(self._start + position)
+            return context.read(_CHUNK)
+        except ModelbakeError as error:
+            self.failure = error
+            raise GRPCError(Status.UNKNOWN, "the context cannot be read") from None
 
 
 async def _absent(request: bytes) -> bytes:

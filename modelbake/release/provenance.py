@@ -11,7 +11,7 @@ https://slsa.dev/spec/v1.0/provenance.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from modelbake import __version__
 from modelbake.plan import encode_json
 
 if TYPE_CHECKING:
+    from modelbake.locked import LockedSource
     from modelbake.plan import BuildPlan
 
 PROVENANCE_TYPE = "application/vnd.in-toto+json"
@@ -132,9 +133,10 @@ def _asked(plan: BuildPlan) -> dict[str, Any]:
         "model": spec.name,
         "version": spec.version,
         "source": spec.source,
-        "revision": spec.revision,
+        "revision": plan.locked.revision,
         "include": list(plan.locked.include),
         "exclude": list(plan.locked.exclude),
+        **({"added": [_asked_of(each) for each in plan.locked.added]} if plan.locked.added else {}),
         "convert": spec.convert,
         "runtime": spec.runtime,
         "device": spec.device,
@@ -142,27 +144,44 @@ def _asked(plan: BuildPlan) -> dict[str, Any]:
     }
 
 
+def _asked_of(source: LockedSource) -> dict[str, Any]:
+    return {
+        "source": source.source,
+        "into": source.into,
+        "revision": source.revision,
+        "include": list(source.include),
+        "exclude": list(source.exclude),
+    }
+
+
+def _of_source(source: LockedSource) -> Iterator[dict[str, Any]]:
+    """Yield a source and its files. A store has no commit of git's: its snapshot goes by its own name."""
+    place = f"{source.server}/{source.source.removeprefix('hf://')}"
+    is_hub = source.kind == "hf"
+    yield {
+        "name": source.source,
+        "uri": f"git+{place}@{source.commit}" if is_hub else source.source,
+        "digest": {"gitCommit" if is_hub else "snapshot": source.commit},
+    }
+    for file in source.files:
+        path = source.path_there(file)
+        yield {
+            "name": file.path,
+            "uri": f"{place}/resolve/{source.commit}/{path}"
+            if is_hub
+            else f"{source.source.rstrip('/')}/{path}",
+            "digest": {"sha256": file.sha256},
+            "annotations": {"size": file.size, **({"version": file.version} if file.version else {})},
+        }
+
+
 def _materials(
     plan: BuildPlan, checkout: Checkout | None, context: str, requirements: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     locked = plan.locked
-    place = f"{locked.hub}/{locked.source.removeprefix('hf://')}"
     found: list[dict[str, Any]] = [
         {"name": f"lock of {locked.name}", "digest": _digest(locked.digest)},
-        {
-            "name": locked.source,
-            "uri": f"git+{place}@{locked.commit}",
-            "digest": {"gitCommit": locked.commit},
-        },
-        *(
-            {
-                "name": file.path,
-                "uri": f"{place}/resolve/{locked.commit}/{file.path}",
-                "digest": {"sha256": file.sha256},
-                "annotations": {"size": file.size},
-            }
-            for file in locked.files
-        ),
+        *(material for source in locked.sources for material in _of_source(source)),
         {
             "name": "base image",
             "uri": f"docker://{plan.base}",

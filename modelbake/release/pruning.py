@@ -21,7 +21,7 @@ from modelbake.errors import (
 )
 from modelbake.manifest import Manifest
 from modelbake.parallel import parallel
-from modelbake.plan import LABEL_PREFIX, group_files
+from modelbake.plan import LABEL_PREFIX, weight_groups
 from modelbake.referrers import artifact_type_of, referrers_tag
 from modelbake.registryreply import document_of
 from modelbake.release.attachments import COSIGN_SUFFIXES, subject_of_tag
@@ -205,7 +205,7 @@ def wanted_now(workspace: Workspace) -> Wanted:
         with suppress(ModelbakeError):
             plan = workspace.plan(spec)
             locks.add(plan.locked.digest)
-            layers |= {group_tag(group, spec.compression) for group in group_files(plan.locked.files)}
+            layers |= {group_tag(group, spec.compression) for group in weight_groups(plan.locked)}
             runtimes.add(runtime_tag(plan.runtime.name, workspace.runtime_context(plan)))
     return Wanted(frozenset(locks), frozenset(layers), frozenset(runtimes))
 

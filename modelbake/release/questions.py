@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
 from modelbake.errors import UsageError
-from modelbake.plan import LABEL_PREFIX
+from modelbake.plan import ADDED_LABEL, LABEL_PREFIX
 from modelbake.requirements import normalised
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ class CommitQuestion:
 
     def in_labels(self, labels: Mapping[str, str]) -> list[str]:
         """Return where an image's labels say that its weights are of it."""
-        return ["the weights' commit"] if labels.get(COMMIT_LABEL, "").startswith(self.commit) else []
+        if labels.get(COMMIT_LABEL, "").startswith(self.commit):
+            return ["the weights' commit"]
+        return ["an added source's commit"] if f"@{self.commit}" in labels.get(ADDED_LABEL, "") else []
 
     def in_provenance(self, raw: bytes) -> list[str]:
         """Return what an image's provenance says was of it."""
@@ -53,7 +55,10 @@ class CommitQuestion:
             named = [
                 str(each.get("name", "a material"))
                 for each in materials
-                if str(each.get("digest", {}).get("gitCommit", "")).startswith(self.commit)
+                if any(
+                    str(each.get("digest", {}).get(name, "")).startswith(self.commit)
+                    for name in ("gitCommit", "snapshot")
+                )
             ]
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             return []

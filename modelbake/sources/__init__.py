@@ -5,20 +5,21 @@ Only `lock` asks a source anything; what it answers is written down, and nothing
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from modelbake.errors import ModelbakeError, SourceError, UsageError
+from modelbake.errors import ModelbakeError, SourceError
+from modelbake.locked import LockedModel
 from modelbake.parallel import try_all
+from modelbake.weightpath import conflicting_paths, shown
 
 if TYPE_CHECKING:
-    import threading
-
-    from modelbake.config import ModelSpec
+    from modelbake.config import ModelSpec, SourceSpec
     from modelbake.credentials import Secret
-    from modelbake.lock import Lock, LockedModel
-    from modelbake.stream.flow import Reader
+    from modelbake.lock import Lock, LockedFile, LockedSource
+    from modelbake.stream.flow import FileBytes, Reader
 
 _Result = TypeVar("_Result")
 
@@ -33,7 +34,7 @@ class Resolved:
         configuration: the content of config.json, if that was selected and had to be fetched.
     """
 
-    locked: LockedModel
+    locked: LockedSource
     upstream: tuple[str, ...]
     configuration: bytes | None
 
@@ -41,7 +42,7 @@ class Resolved:
 class Source(Protocol):
     """Turns what models.yaml asks for into facts."""
 
-    def resolve(self, spec: ModelSpec, previous: LockedModel | None) -> Resolved:
+    def resolve(self, spec: SourceSpec, previous: LockedSource | None) -> Resolved:
         """Return the commit and the path, size and sha256 of every selected file.
 
         `previous` is what the lock says; at the same commit the facts have to be the same.
@@ -49,18 +50,18 @@ class Source(Protocol):
         """
         ...
 
-    def head(self, spec: ModelSpec) -> str:
+    def head(self, spec: SourceSpec) -> str:
         """Return the commit that the revision points to now. Raises SourceError."""
         ...
 
-    def edits(self, locked: LockedModel) -> list[str]:
+    def edits(self, locked: LockedSource) -> list[str]:
         """Return how the locked files differ from the source's at the locked commit, one text a file.
 
         Nothing is fetched: what the source lists is compared. Raises SourceError.
         """
         ...
 
-    def reach(self, spec: ModelSpec) -> None:
+    def reach(self, spec: SourceSpec) -> None:
         """Find out that the source hands out the model's files, as far as asking for one tells.
 
         Raises SourceError where it does not.
@@ -79,40 +80,83 @@ class Audit(Protocol):
 
 
 @dataclass(frozen=True)
+class ResolvedModel:
+    """What all sources of a model answered.
+
+    Attributes:
+        locked: the facts to write down.
+        upstream: every path that the sources have, as it would be in the image, selected or not.
+        configuration: the content of the model's own config.json, if that is known.
+    """
+
+    locked: LockedModel
+    upstream: tuple[str, ...]
+    configuration: bytes | None
+
+
+@dataclass(frozen=True)
 class Compared:
     """What the sources say of locked models, by name, as far as they could be asked.
 
     Attributes:
-        heads: the commit that the model's revision points to now.
-        edits: how the locked files differ from the source's at the locked commit; see `Source.edits`.
+        heads: the commits that the model's sources are at now, its own first.
+        edits: how the locked files differ from the sources' at the locked commits; see `Source.edits`.
         error: why some models are not among these, if so; as `resolve_all` raises it.
     """
 
-    heads: Mapping[str, str]
+    heads: Mapping[str, list[str]]
     edits: Mapping[str, list[str]]
     error: ModelbakeError | None
 
 
-def source_for(uri: str, token: Secret | None, audit: Audit | None = None) -> Source:
-    """Return the source that serves a URI. Raises UsageError where none does."""
-    if uri.startswith("hf://"):
+def source_for(kind: str, token: Secret | None, audit: Audit | None = None) -> Source:
+    """Return the source of a kind; `token` is for hubs. Stores find their credentials themselves."""
+    if kind == "hf":
         # Imported here: huggingface_hub costs more than everything else together, and few verbs need it.
         from modelbake.sources.hub import HubSource
 
         return HubSource(token, audit=audit)
-    raise UsageError("no source serves this address", subject=uri, hint="write hf://organisation/name")
+    from modelbake.sources.kinds import open_store
+    from modelbake.sources.store import StoreSource
+
+    return StoreSource(open_store, audit)
+
+
+class ModelReader:
+    """Reads the files of a locked model, each from its source. Sources are opened when first read from."""
+
+    def __init__(self, locked: LockedModel, token: Secret | None, stop: threading.Event) -> None:
+        self._token = token
+        self._stop = stop
+        self._sources = locked.sources
+        self._source_of = {
+            file.path: number for number, each in enumerate(self._sources) for file in each.files
+        }
+        self._readers: dict[int, Reader] = {}
+        self._opening = threading.Lock()
+
+    def read(self, file: LockedFile, start: int = 0) -> FileBytes:
+        """Return the bytes of a file from `start` on."""
+        number = self._source_of[file.path]
+        with self._opening:
+            if number not in self._readers:
+                self._readers[number] = self._open(self._sources[number])
+        return self._readers[number].read(file, start)
+
+    def _open(self, locked: LockedSource) -> Reader:
+        if locked.kind == "hf":
+            from modelbake.sources.hub_read import HubReader
+
+            return HubReader(locked, self._token, stop=self._stop)
+        from modelbake.sources.kinds import open_store
+        from modelbake.sources.store import InnerReader
+
+        return InnerReader(locked, open_store(locked).reader(self._stop))
 
 
 def reader_for(locked: LockedModel, token: Secret | None, stop: threading.Event) -> Reader:
-    """Return what reads the locked files of a model. `stop`: set to end all reading.
-
-    Raises UsageError where no source serves its address.
-    """
-    if locked.source.startswith("hf://"):
-        from modelbake.sources.hub_read import HubReader
-
-        return HubReader(locked, token, stop=stop)
-    raise UsageError("no source serves this address", subject=locked.source, hint="run `build.py lock`")
+    """Return what reads the locked files of a model. `stop`: set to end all reading."""
+    return ModelReader(locked, token, stop)
 
 
 def resolve_all(
@@ -122,7 +166,7 @@ def resolve_all(
     jobs: int = 8,
     done: Callable[[LockedModel], None] | None = None,
     audit: Audit | None = None,
-) -> list[Resolved]:
+) -> list[ResolvedModel]:
     """Resolve models, `jobs` at a time, in the order of `specs`; call `done` as each one is finished.
 
     `audit` is told of every file that had to be fetched. All models are tried, whatever becomes of others.
@@ -130,8 +174,14 @@ def resolve_all(
     class, else SourceError.
     """
 
-    def resolve(spec: ModelSpec) -> Resolved:
-        resolved = source_for(spec.source, token, audit).resolve(spec, lock.models.get(spec.name))
+    def resolve(spec: ModelSpec) -> ResolvedModel:
+        before = lock.models.get(spec.name)
+        known = before.sources if before is not None else ()
+        answers = [
+            source_for(each.kind, token, audit).resolve(each, _same_place(each, known))
+            for each in spec.sources
+        ]
+        resolved = _joined(answers)
         if done:
             done(resolved.locked)
         return resolved
@@ -142,16 +192,42 @@ def resolve_all(
     return [resolved for _, resolved in answers]
 
 
+def _same_place(spec: SourceSpec, known: Sequence[LockedSource]) -> LockedSource | None:
+    """Return what is locked of a source; by its address, as `add` may have been put into another order."""
+    found = [each for each in known if (each.source, each.into) == (spec.source, spec.into)]
+    return found[0] if found else None
+
+
+def _joined(answers: Sequence[Resolved]) -> ResolvedModel:
+    """Return what the sources of one model answered. Raises SourceError where two have the same path."""
+    locked = LockedModel.join([each.locked for each in answers])
+    if clash := conflicting_paths(file.path for file in locked.files):
+        raise SourceError(
+            f"the files {shown(clash[0])!r} and {shown(clash[1])!r} come from two sources",
+            subject=locked.name,
+            hint="choose another folder with `into`, or leave one out with `exclude`",
+        )
+    upstream = [
+        f"{each.locked.into}/{path}" if each.locked.into else path
+        for each in answers
+        for path in each.upstream
+    ]
+    return ResolvedModel(locked, tuple(sorted(upstream)), answers[0].configuration)
+
+
 def compare_all(specs: Sequence[ModelSpec], lock: Lock, token: Secret | None, jobs: int = 8) -> Compared:
     """Ask the sources, `jobs` at a time, what they have of locked models. Raises no error of theirs."""
 
-    def compare(spec: ModelSpec) -> tuple[str, list[str]]:
-        source = source_for(spec.source, token)
-        return source.head(spec), source.edits(lock.models[spec.name])
+    def compare(spec: ModelSpec) -> tuple[list[str], list[str]]:
+        asked = [(source_for(each.kind, token), each) for each in spec.sources]
+        heads = [source.head(each) for source, each in asked]
+        locked = lock.models[spec.name].sources
+        found = [source.edits(each) for (source, _), each in zip(asked, locked, strict=True)]
+        return heads, [edit for edits in found for edit in edits]
 
     found, error = _all_and_report(specs, compare, jobs)
     return Compared(
-        heads={spec.name: head for spec, (head, _) in found},
+        heads={spec.name: heads for spec, (heads, _) in found},
         edits={spec.name: edits for spec, (_, edits) in found},
         error=error,
     )

@@ -28,16 +28,19 @@ from modelbake.bounded import within
 from modelbake.credentials import Redactor, Secret
 from modelbake.errors import NoMatchingFiles, RevisionNotFound, SourceAuthError, SourceError, WrongBytes
 from modelbake.fitness import CONFIGURATION
-from modelbake.lock import LockedFile, LockedModel
+from modelbake.lock import LockedFile, LockedSource
 from modelbake.parallel import parallel
 from modelbake.sources import Resolved
-from modelbake.sources.hub_client import Patience, is_worth_retrying, talking
+from modelbake.sources.facts import require_same
+from modelbake.sources.hub_client import is_worth_retrying, talking
 from modelbake.sources.hub_errors import Place
-from modelbake.sources.hub_files import ListedFile, check_listed, differences, select_files
+from modelbake.sources.hub_files import ListedFile, check_listed, differences
+from modelbake.sources.patience import Patience
+from modelbake.sources.selecting import select_files
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
-    from modelbake.config import ModelSpec
+    from modelbake.config import SourceSpec
     from modelbake.sources import Audit
 
 _MAX_FILES = 100_000
@@ -63,7 +66,7 @@ class HubSource:
         self._redact = Redactor([token] if token else [])
         self._patience = patience or Patience()
 
-    def resolve(self, spec: ModelSpec, previous: LockedModel | None) -> Resolved:
+    def resolve(self, spec: SourceSpec, previous: LockedSource | None) -> Resolved:
         """Return the facts of every selected file at the commit that the revision points to now.
 
         Raises:
@@ -73,47 +76,49 @@ class HubSource:
         place, api = self._open(spec)
         commit = self._commit(api, place)
         listed = self._list(api, place, commit)
-        chosen = select_files(listed, spec, place)
+        chosen = select_files(listed, spec, place.subject)
         unhashed = [file for file in chosen if file.sha256 is None]
         fetched = parallel(unhashed, lambda file: self._hash(api, place, commit, file), _THREADS)
         if not unhashed:
             # A hub lists the files of a gated repository to everyone, but does not hand them out.
             self._ask_for(api, place, commit, chosen[0])
         known = [LockedFile(file.path, file.size, file.sha256) for file in chosen if file.sha256]
-        locked = LockedModel.of(spec, commit, [*known, *(file for file, _ in fetched)])
-        _compare(previous, locked, place)
+        locked = LockedSource.at(spec, commit, [*known, *(file for file, _ in fetched)])
+        require_same(previous, locked, place.subject, "the hub")
         configuration = next((content for _, content in fetched if content is not None), None)
         return Resolved(locked, tuple(sorted(file.path for file in listed)), configuration)
 
-    def head(self, spec: ModelSpec) -> str:
+    def head(self, spec: SourceSpec) -> str:
         """Return the commit that the revision points to now; a full commit id points to itself."""
         if _COMMIT.fullmatch(spec.revision):
             return spec.revision
         place, api = self._open(spec)
         return self._commit(api, place)
 
-    def edits(self, locked: LockedModel) -> list[str]:
+    def edits(self, locked: LockedSource) -> list[str]:
         """Return how the locked files differ from what the hub lists at the locked commit; fetches none."""
         place, api = self._open(locked, locked.commit)
         listed = self._list(api, place, locked.commit)
         try:
-            chosen = select_files(listed, locked, place)
+            chosen = select_files(listed, locked, place.subject)
         except NoMatchingFiles:
             chosen = []  # then every file of the lock is one too many
-        return differences(chosen, locked.files)
+        return differences(chosen, [replace(file, path=locked.path_there(file)) for file in locked.files])
 
-    def reach(self, spec: ModelSpec) -> None:
+    def reach(self, spec: SourceSpec) -> None:
         """Ask the hub for one of the model's files, without taking it: listing is allowed to more people."""
         place, api = self._open(spec)
         commit = self._commit(api, place)
-        self._ask_for(api, place, commit, select_files(self._list(api, place, commit), spec, place)[0])
+        self._ask_for(
+            api, place, commit, select_files(self._list(api, place, commit), spec, place.subject)[0]
+        )
 
-    def _open(self, spec: ModelSpec | LockedModel, revision: str = "") -> tuple[Place, HfApi]:
+    def _open(self, spec: SourceSpec | LockedSource, revision: str = "") -> tuple[Place, HfApi]:
         place = Place(
             name=spec.name,
             repo=spec.source.removeprefix("hf://"),
             revision=revision or spec.revision,
-            hub=spec.hub.rstrip("/"),
+            hub=spec.server,
             has_token=self._token is not None,
             redact=self._redact,
         )
@@ -249,22 +254,3 @@ class HubSource:
             token=api.token, library_name=api.library_name, library_version=api.library_version
         )
         return url, {**headers, "accept-encoding": "identity"}
-
-
-def _compare(previous: LockedModel | None, locked: LockedModel, place: Place) -> None:
-    """Refuse other facts at the commit that is locked already: a commit names its content for good.
-
-    Hence neither is the lock believed instead of the hub, nor a hub that was tampered with instead of it.
-    """
-    if previous is None or (previous.source, previous.commit) != (locked.source, locked.commit):
-        return
-    before = {file.path: file for file in previous.files}
-    changed = [file.path for file in locked.files if before.get(file.path, file) != file]
-    if changed:
-        names = ", ".join(shown(path, 80) for path in changed[:5])
-        raise WrongBytes(
-            f"{names}: models.lock has another size or sha256 at the very same commit {locked.commit}",
-            subject=place.subject,
-            hint="models.lock was edited, or the hub was tampered with. Restore models.lock with git; or, if"
-            f" you trust the hub, remove `{locked.name}` from it and lock again",
-        )

@@ -8,7 +8,6 @@ it is said by `talking`, for the calls of the current thread.
 
 from __future__ import annotations
 
-import email.utils
 import functools
 import itertools
 import math
@@ -29,47 +28,14 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 
 from modelbake.bounded import within
 from modelbake.errors import ModelbakeError, SourceError, SourceUnavailable
-from modelbake.sources.addresses import redirect_problem
+from modelbake.sources.addresses import require_allowed
 from modelbake.sources.hub_errors import Place, busy, translate
+from modelbake.sources.patience import Patience, seconds_to_wait
 from modelbake.trust import ENVIRONMENT_HINT, trust
 
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024  # of one answer of the API
 _MAX_REQUESTS = 2000  # of one conversation: more pages than any repository has
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to go on. Times in seconds.
-
-    Attributes:
-        busy_attempts: tries while the hub answers 429 or 5xx.
-        silent_attempts: tries while it does not answer at all.
-        first_wait: before the second try; doubled each time.
-        longest_wait: between two tries; a hub that asks for more is given up.
-        connect: for a connection, a TLS handshake included.
-        read: for the next bytes.
-        answer: for a whole answer, its head included; files get more, by their size.
-        listing: for all pages of a listing.
-    """
-
-    busy_attempts: int = 5
-    silent_attempts: int = 3
-    first_wait: float = 0.5
-    longest_wait: float = 30
-    connect: float = 10
-    read: float = 30
-    answer: float = 60
-    listing: float = 900
-
-    @property
-    def timeout(self) -> httpx2.Timeout:
-        """The timeouts of single operations."""
-        return httpx2.Timeout(self.read, connect=self.connect)
-
-    def wait(self, attempt: int) -> float:
-        """Return the seconds to wait after a failed attempt (1, 2, ...)."""
-        return min(self.longest_wait, self.first_wait * float(2 ** (attempt - 1)))
 
 
 @dataclass
@@ -142,7 +108,7 @@ class HubClient(httpx2.Client):
             return super().send(request, stream=stream, **options)
         patience, place = talk.patience, talk.place
         # huggingface_hub passes `timeout=None` explicitly, which httpx2 takes for "wait without end".
-        request.extensions = {**request.extensions, "timeout": patience.timeout.as_dict()}
+        request.extensions = {**request.extensions, "timeout": _timeout(patience)}
         for attempt in itertools.count(1):
             try:
                 ask = functools.partial(self._ask, request, stream, patience, options)
@@ -169,6 +135,10 @@ class HubClient(httpx2.Client):
             response.close()
             return response
         return response if stream and response.is_success else _whole(response, patience)
+
+
+def _timeout(patience: Patience) -> dict[str, Any]:
+    return httpx2.Timeout(patience.read, connect=patience.connect).as_dict()
 
 
 def is_worth_retrying(error: httpx2.TransportError) -> bool:
@@ -205,17 +175,7 @@ def _check(request: httpx2.Request) -> None:
         )
     if hub.scheme == "https" and request.url.scheme == "http":
         raise SourceError("is redirected from https to http", subject=talk.place.subject)
-    require_allowed(talk.place, request.url.host)
-
-
-def require_allowed(place: Place, target: str) -> None:
-    """Raise SourceError for a host that the hub must not send us to: see `addresses`."""
-    if problem := redirect_problem(httpx2.URL(place.hub).host, target):
-        raise SourceError(
-            f"the hub redirects to where it must not: {problem}",
-            subject=place.subject,
-            hint="the hub, or what answers in its place, may have been taken over",
-        )
+    require_allowed(talk.place.hub, request.url.host, subject=talk.place.subject, noun="hub")
 
 
 def _whole(response: httpx2.Response, patience: Patience) -> httpx2.Response:
@@ -249,17 +209,6 @@ def _asked_wait(response: httpx2.Response) -> float | None:
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds
     return seconds_to_wait(response.headers.get("retry-after", ""))
-
-
-def seconds_to_wait(retry_after: str) -> float | None:
-    """Return what a Retry-After header says in seconds, None where it says nothing usable."""
-    value = retry_after.strip()
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def _install() -> None:

@@ -1,23 +1,20 @@
-"""The files a hub lists: whether what it says of them is sound, and which of them a model takes."""
+"""The files a hub lists: whether what it says of them is sound, and how they differ from those of a lock."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import RepoFile
-from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # public, see hub.py
 
-from modelbake.errors import NoMatchingFiles, SourceError
+from modelbake.errors import SourceError
 from modelbake.sources.hub_errors import Place
-from modelbake.weightpath import conflicting_paths, path_problem, shown
+from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
-    from modelbake.config import ModelSpec
-    from modelbake.locked import LockedFile, LockedModel
+    from modelbake.locked import LockedFile
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -48,39 +45,6 @@ def check_listed(entry: RepoFile, place: Place) -> ListedFile:
     return ListedFile(path, size, sha256, None if sha256 else blob)
 
 
-def select_files(
-    files: Sequence[ListedFile], spec: ModelSpec | LockedModel, place: Place
-) -> list[ListedFile]:
-    """Return the files that include and exclude select; every one of them has a path fit to be written."""
-    # .gitattributes and its like say how git stores the repository. They change (a file moves to LFS)
-    # without the model changing, no runtime reads them, and they must not make a new layer.
-    candidates = [file for file in files if not any(part.startswith(".git") for part in file.path.split("/"))]
-    chosen = list(
-        filter_repo_objects(
-            candidates,
-            allow_patterns=list(spec.include) or None,
-            ignore_patterns=list(spec.exclude) or None,
-            key=lambda file: file.path,
-        )
-    )
-    if not chosen:
-        raise _no_match(candidates, spec, place)
-    for file in chosen:
-        if problem := path_problem(file.path):
-            raise SourceError(
-                f"the file name {shown(file.path)!r} {problem}",
-                subject=place.subject,
-                hint="leave it out with `exclude`, or have it renamed in the repository",
-            )
-    if clash := conflicting_paths(file.path for file in chosen):
-        raise SourceError(
-            f"the files {shown(clash[0])!r} and {shown(clash[1])!r} cannot both exist in one folder",
-            subject=place.subject,
-            hint="leave one of them out with `exclude`",
-        )
-    return chosen
-
-
 def differences(listed: Sequence[ListedFile], locked: Sequence[LockedFile]) -> list[str]:
     """Return how the files of a lock differ from those that a hub lists, one text a file, by path.
 
@@ -100,23 +64,3 @@ def differences(listed: Sequence[ListedFile], locked: Sequence[LockedFile]) -> l
         elif upstream.sha256 not in (None, ours.sha256):
             texts.append(f"{shown(path)} has sha256 {upstream.sha256} upstream, {ours.sha256} in the lock")
     return texts
-
-
-def _no_match(files: Sequence[ListedFile], spec: ModelSpec | LockedModel, place: Place) -> NoMatchingFiles:
-    names = [file.path for file in files]
-    if not names:
-        return NoMatchingFiles("the repository holds no files", subject=place.subject)
-    included = list(filter_repo_objects(names, allow_patterns=list(spec.include) or None))
-    if included:
-        message = f"exclude {list(spec.exclude)} leaves out all {len(included)} files that include selects"
-    else:
-        message = f"include {list(spec.include)} selects none of the repository's {len(names)} files"
-    close = {
-        name
-        for pattern in spec.include
-        for name in difflib.get_close_matches(pattern, names, n=2, cutoff=0.5)
-    }
-    advice = f"did you mean {' or '.join(shown(name) for name in sorted(close))}? " if close else ""
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    there = ", ".join(shown(name, 80) for name in sorted(names)[:20])
-    return NoMatchingFiles(message, subject=place.subject, hint=f"{advice}there are: {there}{more}")

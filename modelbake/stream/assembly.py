@@ -1,7 +1,9 @@
 """A runtime image and weight layers become one image. Pure: documents in, documents out.
 
-    weights-first   weights | runtime | model     a patched runtime or base moves no weight byte
-    base-first      runtime | weights | model     models of one runtime share it on a host
+    weights-first   weights | runtime | added | model     a patched runtime or base moves no weight byte
+    base-first      runtime | weights | added | model     models of one runtime share it on a host
+
+What is added to a model, an adapter, lies on top in both: models that differ in it alone share all below.
 
 Docker's classic store, and Kubernetes nodes, pull anew what lies above a change. The `model` layer is small:
 the manifest that the image compares its weights with at every start, and the samples of large files.
@@ -13,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from modelbake.errors import ConfigError, RegistryError
 from modelbake.manifest import Descriptor, Manifest
@@ -26,6 +28,7 @@ from modelbake.stream.weights import EPOCH, StoredLayer, encode, image_manifest
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
 
+_T = TypeVar("_T")
 Order = Literal["weights-first", "base-first"]
 
 ORDER = LABEL_PREFIX + "layer-order"  # annotation of the image
@@ -161,30 +164,20 @@ def assemble(
     Args:
         plan: environment, labels and names of the model.
         runtime: what serves it.
-        weights: the weight layers, in the order of the plan's groups.
+        weights: the weight layers, in the order of the plan's groups: the model's own, then what is added.
         model: the small layer on top, uncompressed.
         order: what lies at the bottom.
         plan_digest: of the build context, for the label that both lanes give an image.
 
     Raises RegistryError where there would be too many layers.
     """
-    weight_layers = [layer.descriptor for layer in weights]
-    runtime_layers = [_entry(layer) for layer in runtime.layers]
-    weight_ids, runtime_ids = [layer.diff_id for layer in weights], runtime.diff_ids
-    weight_history = [{"created": EPOCH, "created_by": layer.created_by} for layer in weights]
-    runtime_history = _history(runtime)
-    if order == "weights-first":
-        layers, ids, history = (
-            weight_layers + runtime_layers,
-            weight_ids + runtime_ids,
-            weight_history + runtime_history,
-        )
-    else:
-        layers, ids, history = (
-            runtime_layers + weight_layers,
-            runtime_ids + weight_ids,
-            runtime_history + weight_history,
-        )
+    own = sum(layer.group.source == 0 for layer in weights)
+    own_weights, added = list(weights[:own]), list(weights[own:])
+    layers: list[Mapping[str, Any]] = stacked(
+        order, _entries(own_weights), [_entry(layer) for layer in runtime.layers], _entries(added)
+    )
+    ids = stacked(order, _diff_ids(own_weights), runtime.diff_ids, _diff_ids(added))
+    history = stacked(order, _told(own_weights), _history(runtime), _told(added))
     layers.append(_entry(model))
     if len(layers) > MOST_LAYERS:
         raise RegistryError(
@@ -214,6 +207,23 @@ def assemble(
         if key.startswith(("org.opencontainers.image.", LABEL_PREFIX))
     }
     return config, image_manifest(config, layers, {**notes, ORDER: order})
+
+
+def stacked(order: Order, weights: list[_T], runtime: list[_T], added: list[_T]) -> list[_T]:
+    """Return the parts of an image bottom first: of its layers, or of what tells of them."""
+    return (weights + runtime if order == "weights-first" else runtime + weights) + added
+
+
+def _entries(layers: Sequence[StoredLayer]) -> list[Mapping[str, Any]]:
+    return [layer.descriptor for layer in layers]
+
+
+def _diff_ids(layers: Sequence[StoredLayer]) -> list[str]:
+    return [layer.diff_id for layer in layers]
+
+
+def _told(layers: Sequence[StoredLayer]) -> list[dict[str, Any]]:
+    return [{"created": EPOCH, "created_by": layer.created_by} for layer in layers]
 
 
 def _entry(layer: Descriptor) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from modelbake.budget import over_budget
 from modelbake.manifest import Manifest
 from modelbake.plan import BuildPlan
-from modelbake.stream.assembly import Order, RuntimeImage, choose_order, model_layer_size
+from modelbake.stream.assembly import Order, RuntimeImage, choose_order, model_layer_size, stacked
 from modelbake.stream.layers import WeightLayer
 from modelbake.stream.limits import KNOWN, limits_of
 from modelbake.stream.publish import WeightsSpec
@@ -64,7 +64,7 @@ def forecast(facts: Facts) -> dict[str, Any]:
         "version": plan.version,
         "repository": plan.repository,
         "released": {"digest": facts.released, "is_this": facts.released_is_this} if facts.released else None,
-        "source": f"{plan.locked.source}@{plan.locked.commit}",
+        "source": " + ".join(each.origin for each in plan.locked.sources),
         "files": len(plan.locked.files),
         "weight_bytes": plan.locked.size,
         "compression": weights.compression,
@@ -134,7 +134,8 @@ def _repull(facts: Facts, order: Order, sizes: Sequence[int]) -> dict[str, Any]:
     ]
     runtime = [(layer.digest, layer.size) for layer in facts.runtime.layers]
     model = [("model", model_layer_size(facts.plan))]
-    now = (weights + runtime if order == "weights-first" else runtime + weights) + model
+    own = sum(group.source == 0 for group in facts.weights.groups)
+    now = stacked(order, weights[:own], runtime, weights[own:]) + model
     same = 0
     while same < min(len(now), len(before)) and now[same][0] == before[same]:
         same += 1

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from modelbake.errors import RegistryLimit
 from modelbake.manifest import Descriptor, Manifest, digest_of
 from modelbake.parallel import parallel
-from modelbake.plan import MAX_GROUPS, BuildPlan, WeightGroup, group_files
+from modelbake.plan import MAX_GROUPS, BuildPlan, WeightGroup, weight_groups
 from modelbake.stream.assembly import (
     MOST_LAYERS,
     Order,
@@ -77,7 +77,7 @@ class Image:
 def weights_spec(plan: BuildPlan, runtime: RuntimeImage | None) -> WeightsSpec:
     """Cut a plan's weights into layers; no more of them than the runtime leaves room for. Pure."""
     taken = len(runtime.layers) if runtime else MOST_LAYERS - MAX_GROUPS - 1
-    groups = group_files(plan.locked.files, max(1, min(MAX_GROUPS, MOST_LAYERS - taken - 1)))
+    groups = weight_groups(plan.locked, max(1, min(MAX_GROUPS, MOST_LAYERS - taken - 1)))
     architecture = str(runtime.platform.get("architecture", "amd64")) if runtime else "amd64"
     return WeightsSpec(plan.locked, groups, plan.spec.compression, architecture)
 

@@ -71,7 +71,7 @@ class TransferView:
         file = verified.file
         with self._lock:
             self._output.audit(
-                source=f"{locked.source}@{locked.commit}",
+                source=locked.source_of(file.path).origin,
                 file=file.path,
                 bytes=file.size,
                 attempts=verified.attempts,

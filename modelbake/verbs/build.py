@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import threading
 from typing import TYPE_CHECKING
 
 from modelbake.errors import DiskFull, ImageNotFound
@@ -32,11 +33,13 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.budget import require_budget
     from modelbake.buildkit.solve import build
     from modelbake.buildview import BuildView
-    from modelbake.credentials import Secret
+    from modelbake.credentials import HUB_TOKEN
     from modelbake.diskspace import telling_need
     from modelbake.dockerconfig import RegistryAuth
     from modelbake.plan import LOCK_LABEL
     from modelbake.sizing import require_image_size
+    from modelbake.sources import reader_for
+    from modelbake.sources.delivery import source_secrets
 
     specs = workspace.config.select(args.names, all=args.all)
     plans = {spec.name: workspace.plan(spec) for spec in specs}
@@ -64,11 +67,13 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 hint="`docker system df` says what uses it, `docker builder prune` drops the build cache",
             )
         need = f"the weights need {needed:,} bytes, the base image and the runtime's packages come on top"
+        stop = threading.Event()
         with telling_need(engine, need), BuildView(output) as view:
+            where = source_secrets(plan.locked, plan.fetched_groups, plan.documents, output.redactor)
             built = build(
                 engine,
-                workspace.context(plan).tar(),
-                secrets={**secrets, "sources": Secret(plan.sources())},
+                workspace.context(plan).open(reader_for(plan.locked, secrets.get(HUB_TOKEN), stop)),
+                secrets={**secrets, **where},
                 registries=RegistryAuth(),
                 target="image",
                 # What turns out too large does not take the place of what was built before.
@@ -99,4 +104,4 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
 
 
 def _fetched(size: int) -> str:
-    return f"{size:,} bytes from the hub" if size else "all weights were in the build cache"
+    return f"{size:,} bytes fetched" if size else "all weights were in the build cache"

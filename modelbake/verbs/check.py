@@ -56,7 +56,9 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         )
         return
     for spec in config.models.values():
-        source = f"{spec.source}@{spec.revision}"
+        source = "+".join(
+            f"{each.source}@{each.revision}" if each.revision else each.source for each in spec.sources
+        )
         output.result(f"{spec.name} {spec.version} {source} runtime={spec.runtime} device={spec.device}")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from modelbake.config import ModelSpec
     from modelbake.credentials import Secret
     from modelbake.locked import Conversion, Lock, LockedModel
-    from modelbake.sources import Resolved
+    from modelbake.sources import ResolvedModel
 
 SUMMARY = "write models.lock (or --check it)"
 
@@ -76,15 +77,17 @@ def _lock(
     from modelbake.sources import resolve_all
 
     def say(locked: LockedModel) -> None:
-        output.event(
-            "resolved",
-            f"{locked.name}: {locked.source}@{locked.revision} is {locked.commit}",
-            model=locked.name,
-            source=locked.source,
-            commit=locked.commit,
-            files=len(locked.files),
-            bytes=locked.size,
-        )
+        for each in locked.sources:
+            revision = f"@{each.revision}" if each.revision else ""
+            output.event(
+                "resolved",
+                f"{locked.name}: {each.source}{revision} is {each.commit}",
+                model=locked.name,
+                source=each.source,
+                commit=each.commit,
+                files=len(each.files),
+                bytes=sum(file.size for file in each.files),
+            )
 
     lock = _replaceable(workspace, {spec.name for spec in specs}, everything=everything)
     answers = resolve_all(specs, lock, token, done=say, audit=output.audit)
@@ -101,7 +104,7 @@ def _lock(
         )
 
 
-def _judge(answers: list[Resolved], workspace: Workspace, output: Output) -> None:
+def _judge(answers: list[ResolvedModel], workspace: Workspace, output: Output) -> None:
     """Refuse models that their runtimes cannot serve: nothing is written then. Warn of code among weights."""
     from modelbake.fitness import Evidence, warnings
 
@@ -156,8 +159,10 @@ def _convert(
     from modelbake import engine as engines
     from modelbake.buildview import BuildView
     from modelbake.converting import convert
-    from modelbake.credentials import Secret
+    from modelbake.credentials import HUB_TOKEN
     from modelbake.dockerconfig import RegistryAuth
+    from modelbake.sources import reader_for
+    from modelbake.sources.delivery import source_secrets
 
     secrets = build_secrets(args)
     for secret in secrets.values():
@@ -171,16 +176,17 @@ def _convert(
     engine.require_buildkit()
     done: dict[str, Conversion | None] = {}
     for spec, locked in wanted:
-        context, sources = workspace.conversion_context(spec, locked)
+        context, plan = workspace.conversion_context(spec, locked)
+        where = source_secrets(locked, plan.groups, plan.documents, output.redactor)
         try:
             with BuildView(output) as view:
                 done[spec.name] = convert(
                     engine,
                     spec,
                     locked,
-                    context,
+                    context.open(reader_for(locked, secrets.get(HUB_TOKEN), threading.Event())),
                     converter=workspace.converter,
-                    secrets={**secrets, "sources": Secret(sources)},
+                    secrets={**secrets, **where},
                     registries=RegistryAuth(),
                     on_event=view,
                 )

@@ -96,9 +96,9 @@ class Stubbed:
             self.engine,
             self.spec,
             self.locked,
-            context or render_conversion(planned, **self.where),
+            (context or render_conversion(planned, **self.where)).open(),
             converter=identity(self.programs),
-            secrets=self.secrets(planned.sources),
+            secrets=self.secrets(planned.documents["sources"]),
             registries=RegistryAuth(),
             on_event=lambda event: None,
         )
@@ -116,7 +116,7 @@ class Stubbed:
         build(
             self.engine,
             render(plan, **self.where).tar(),
-            secrets=self.secrets(plan.sources()),
+            secrets=self.secrets(plan.documents["sources"]),
             registries=RegistryAuth(),
             target="image",
             tags=[name],

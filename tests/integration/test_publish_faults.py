@@ -40,8 +40,8 @@ from modelbake.manifest import Manifest
 from modelbake.output import Output
 from modelbake.registry import Registry
 from modelbake.sources import hub_read
-from modelbake.sources.hub_client import Patience
 from modelbake.sources.hub_read import HubReader
+from modelbake.sources.patience import Patience
 from modelbake.stream.lane import Lane
 from modelbake.stream.publish import WeightsSpec, ensure_layers
 from modelbake.stream.repository import RegistryRepository

@@ -29,6 +29,7 @@ from modelbake.errors import ConfigError, UsageError
 from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches
 from modelbake.quantity import SIZE
 from modelbake.schema import Limits
+from modelbake.sourceuri import SOURCE
 from modelbake.yamlfile import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -865,7 +866,7 @@ FIELDS = {
     "registry": grammar.REGISTRY,
     "name": grammar.NAME,
     "version": grammar.VERSION,
-    "source": grammar.SOURCE,
+    "source": SOURCE,
     "revision": grammar.REVISION,
     "runtime": grammar.RUNTIME,
     "base": grammar.BASE,

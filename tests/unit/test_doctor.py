@@ -10,7 +10,7 @@ import pytest
 
 from modelbake.config import ModelSpec
 from modelbake.credentials import Redactor
-from modelbake.doctor import examine_hubs
+from modelbake.doctor import examine_sources
 from tests.servers.hub import Hub, Repo
 
 TOKEN = "hf_doctorDOCTORdoctorDOCTOR0123456"
@@ -37,7 +37,7 @@ def make_spec(hub: Hub, source: str, name: str = "m") -> ModelSpec:
 
 def test_a_hub_whose_repositories_can_all_be_read_is_one_line(hub: Hub) -> None:
     specs = [make_spec(hub, source) for source in (*OPEN, *OPEN)]
-    (finding,) = examine_hubs(specs, Redactor())
+    (finding,) = examine_sources(specs, Redactor())
     assert str(finding) == f"ok   hub: {hub.url} hands out hf://team/first, hf://team/second with the token"
     asked = hub.requests(method="HEAD")
     assert sorted(record.repo for record in asked) == sorted(OPEN), "a file of each, once"
@@ -48,7 +48,7 @@ def test_every_repository_that_cannot_be_read_is_a_line(hub: Hub) -> None:
     sources = ("team/gated", "team/first", "team/hidden", "team/absent")
     specs = [make_spec(hub, source, name=source.rpartition("/")[2]) for source in sources]
     redactor = Redactor()
-    findings = examine_hubs(specs, redactor)
+    findings = examine_sources(specs, redactor)
     assert [finding.state for finding in findings] == ["fix", "fix", "fix", "ok"]
     for finding, source in zip(findings, ("gated", "hidden", "absent"), strict=False):
         assert f"hf://team/{source}" in finding.text and finding.remedy
@@ -60,7 +60,7 @@ def test_every_repository_that_cannot_be_read_is_a_line(hub: Hub) -> None:
 def test_a_token_file_that_is_not_there_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN_PATH", "absent")
-    (finding,) = examine_hubs([make_spec(hub, source) for source in OPEN], Redactor())
+    (finding,) = examine_sources([make_spec(hub, source) for source in OPEN], Redactor())
     assert (finding.subject, finding.state) == ("hub", "fix")
     assert "HF_TOKEN_PATH=absent" in finding.text
 
@@ -68,5 +68,5 @@ def test_a_token_file_that_is_not_there_is_one_line(hub: Hub, monkeypatch: pytes
 def test_a_ca_bundle_that_is_none_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     huggingface_hub.close_session()
     monkeypatch.setenv("MODELBAKE_CA_BUNDLE", __file__)
-    (finding,) = examine_hubs([make_spec(hub, source) for source in OPEN], Redactor())
+    (finding,) = examine_sources([make_spec(hub, source) for source in OPEN], Redactor())
     assert finding.state == "fix" and "MODELBAKE_CA_BUNDLE" in finding.text

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from modelbake import grammar
 from modelbake.expressions import why_not
 from modelbake.grammar import Grammar, names_a_secret
+from modelbake.sourceuri import SOURCE
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -68,12 +69,12 @@ def test_nothing_of_jinja_or_a_shell_survives_in_a_name(name: str, text: str) ->
         (grammar.VERSION, "1.0.0-" + "a" * 122, True),
         (grammar.VERSION, "1.0.0-" + "a" * 123, False),
         (grammar.VERSION, "\u0661.0.0", False),
-        (grammar.SOURCE, "hf://a/" + "b" * 96, True),
-        (grammar.SOURCE, "hf://a/" + "b" * 97, False),
-        (grammar.SOURCE, "hf://a/.b", False),
-        (grammar.SOURCE, "hf://a..b/c", False),
-        (grammar.SOURCE, "hf://a--b/c", False),
-        (grammar.SOURCE, "hf://\u00e9/c", False),
+        (SOURCE, "hf://a/" + "b" * 96, True),
+        (SOURCE, "hf://a/" + "b" * 97, False),
+        (SOURCE, "hf://a/.b", False),
+        (SOURCE, "hf://a..b/c", False),
+        (SOURCE, "hf://a--b/c", False),
+        (SOURCE, "hf://\u00e9/c", False),
         (grammar.REVISION, "release/1.0", True),
         (grammar.REVISION, "a/.b", False),
         (grammar.REVISION, "a@{1}", False),

@@ -55,7 +55,7 @@ def test_the_group_manifest_says_what_and_never_where() -> None:
         manifest = json.loads(group.manifest)
         assert set(manifest) == {"schema", "files"}
         assert plan.locked.commit not in group.manifest.decode()
-    where = json.loads(plan.sources())
+    where = json.loads(plan.documents["sources"])
     assert where == {
         "schema": 1,
         "kind": "hf",

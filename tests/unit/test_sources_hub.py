@@ -41,9 +41,9 @@ from modelbake.errors import (
 from modelbake.lock import Lock, LockedFile, LockedModel, decode_lock, encode_lock
 from modelbake.sources import compare_all, resolve_all, source_for
 from modelbake.sources.hub import HubSource
-from modelbake.sources.hub_client import Patience
 from modelbake.sources.hub_errors import Place, translate
 from modelbake.sources.hub_read import HubReader
+from modelbake.sources.patience import Patience
 from tests.servers.hub import Fault, Hub, Repo
 from tests.servers.hub_certificate import make_certificate
 
@@ -87,7 +87,8 @@ def resolve(
     hub: str, token: str | None = CANARY, previous: LockedModel | None = None, **changes: Any
 ) -> LockedModel:
     source = HubSource(Secret(token) if token else None, patience=QUICK)
-    return source.resolve(make_spec(hub, **changes), previous).locked
+    spec = make_spec(hub, **changes).sources[0]
+    return LockedModel.join([source.resolve(spec, previous and previous.sources[0]).locked])
 
 
 def refused(hub: str, kind: type[SourceError], token: str | None = CANARY, **changes: Any) -> str:
@@ -176,37 +177,39 @@ class TestResolve:
     def test_what_is_not_locked_is_told_too(self, hub: Hub, repo: Repo) -> None:
         hub.faults.add(Fault("drop", "config.json", offset=3, count=1))
         source = HubSource(Secret(CANARY), patience=QUICK)
-        resolved = source.resolve(make_spec(hub.url, include=["*config.json"]), None)
+        resolved = source.resolve(make_spec(hub.url, include=["*config.json"]).sources[0], None)
         assert set(resolved.upstream) == {file.path for file in repo.head.files}
         assert resolved.configuration == FILES["config.json"], "whole, though the first try broke off"
-        weights = source.resolve(make_spec(hub.url, include=["*.safetensors"]), None)
+        weights = source.resolve(make_spec(hub.url, include=["*.safetensors"]).sources[0], None)
         assert weights.configuration is None
         assert weights.upstream == resolved.upstream
 
     def test_head(self, hub: Hub, repo: Repo) -> None:
-        source = source_for(f"hf://{NAME}", Secret(CANARY))
-        assert source.head(make_spec(hub.url)) == repo.head.id
+        source = source_for("hf", Secret(CANARY))
+        assert source.head(make_spec(hub.url).sources[0]) == repo.head.id
         hub.reset_log()
-        assert source.head(make_spec(hub.url, revision="f" * 40)) == "f" * 40
+        assert source.head(make_spec(hub.url, revision="f" * 40).sources[0]) == "f" * 40
         assert hub.requests() == []
 
     def test_a_hub_that_hands_out_no_files_is_not_reached(self, hub: Hub, repo: Repo) -> None:
         source = HubSource(Secret(CANARY), patience=QUICK)
-        source.reach(make_spec(hub.url, include=["*.safetensors"]))
+        source.reach(make_spec(hub.url, include=["*.safetensors"]).sources[0])
         (asked,) = hub.requests_for("*.safetensors")
         assert (asked.method, asked.host) == ("HEAD", "hub")
         repo.set_private(False)
         repo.set_gated("manual")
         poor = HubSource(Secret(POOR), patience=QUICK)
-        assert poor.head(make_spec(hub.url)) == repo.head.id, "control: the listing is for everyone"
+        assert poor.head(make_spec(hub.url).sources[0]) == repo.head.id, (
+            "control: the listing is for everyone"
+        )
         with pytest.raises(SourceGatedError):
-            poor.reach(make_spec(hub.url))
+            poor.reach(make_spec(hub.url).sources[0])
 
     def test_every_fetched_file_is_told(self, hub: Hub, repo: Repo) -> None:
         told: list[dict[str, Any]] = []
         hub.faults.add(Fault("drop", "config.json", offset=3, count=1))
         source = HubSource(Secret(CANARY), patience=QUICK, audit=lambda **facts: told.append(facts))
-        source.resolve(make_spec(hub.url, include=["*config.json", "*.safetensors"]), None)
+        source.resolve(make_spec(hub.url, include=["*config.json", "*.safetensors"]).sources[0], None)
         assert all(0 < facts.pop("seconds") < 5 for facts in told)
         # Weights in Git LFS are not fetched, hence not among these.
         assert {facts["file"]: facts for facts in told} == {
@@ -617,7 +620,7 @@ class TestMany:
         started = time.monotonic()
         compared = compare_all(specs, lock, Secret(CANARY))
         assert time.monotonic() - started < 5, "8 x 0.8 s, one after the other"
-        assert compared.heads == {model.name: model.commit for model in locked}
+        assert compared.heads == {model.name: [model.commit] for model in locked}
         assert (compared.edits, compared.error) == ({model.name: [] for model in locked}, None)
 
     def test_every_failure_is_reported(self, hub: Hub) -> None:
@@ -637,7 +640,7 @@ class TestMany:
             assert (
                 "gone: hf://team/gone@main" in text and f"old: hf://{NAME}@v0" in text and "good" not in text
             )
-        assert compared.heads == {"good": good.commit}, "what can be known is known all the same"
+        assert compared.heads == {"good": [good.commit]}, "what can be known is known all the same"
         assert compared.edits == {"good": []}
         with pytest.raises(SourceNotFound, match="2 of 2"):
             resolve_all([specs[1], specs[1]], Lock(), Secret(CANARY))

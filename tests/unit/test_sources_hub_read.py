@@ -29,8 +29,9 @@ from modelbake.errors import (
 from modelbake.locked import LockedFile, LockedModel
 from modelbake.plan import WeightGroup
 from modelbake.sources import reader_for
-from modelbake.sources.hub_client import Patience
 from modelbake.sources.hub_read import HubReader
+from modelbake.sources.patience import Patience
+from modelbake.sources.reading import origin_of
 from modelbake.stream.flow import LayerFlow, Verified
 from modelbake.stream.layers import WeightLayer
 from tests.promises import cases
@@ -140,11 +141,12 @@ class TestReading:
         ["http://evil:1\\@{}/x", "http://user@{}/x", "http://{}\\.evil/x", "ftp://{}/x", "http:///x", "x"],
     )
     def test_an_address_that_two_parsers_read_differently_is_refused(self, hub: Hub, url: str) -> None:
-        reader = Reading(hub).reader
+        locator = Reading(hub).reader._locator
         own = hub.url.removeprefix("http://")
-        assert reader._is_own(f"http://{own}/x") and not reader._is_own("http://evil:1/x"), "control"
+        assert origin_of(f"http://{own}/x", locator) == origin_of(hub.url, locator), "control"
+        assert origin_of("http://evil:1/x", locator) != origin_of(hub.url, locator), "control"
         with pytest.raises(SourceError, match="an address that is none"):
-            reader._is_own(url.format(own))
+            origin_of(url.format(own), locator)
 
     def test_no_request_is_made_for_nothing(self, hub: Hub) -> None:
         reading = Reading(hub)
@@ -470,7 +472,7 @@ class TestPatience:
     @pytest.mark.promise("hub-hang")
     def test_a_hub_that_drips_is_given_up(self, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         """A byte now and then, with which no whole piece is ever read."""
-        monkeypatch.setattr("modelbake.sources.hub_read._SLOWEST", 1 << 30)
+        monkeypatch.setattr("modelbake.sources.reading._SLOWEST", 1 << 30)
         hub.faults.add(Fault("trickle", "*.safetensors", host="cdn", offset=1_200_000, seconds=0.1))
         began = time.monotonic()
         with pytest.raises(SourceUnavailable, match="too slow"):

@@ -27,8 +27,8 @@ from modelbake.errors import ModelbakeError
 from modelbake.lock import LockedFile, LockedModel
 from modelbake.plan import WeightGroup
 from modelbake.sources.hub import HubSource
-from modelbake.sources.hub_client import Patience
 from modelbake.sources.hub_read import HubReader
+from modelbake.sources.patience import Patience
 from modelbake.stream.flow import LayerFlow, Reader
 from modelbake.stream.layers import WeightLayer
 
@@ -96,7 +96,7 @@ def resolver(case: Case, *, revision: str = "main") -> dict[str, str]:
     )
     source = HubSource(Secret(case.token) if case.token else None, patience=case.patience)
     try:
-        locked = source.resolve(spec, None).locked
+        locked = source.resolve(spec.sources[0], None).locked
     except ModelbakeError as error:
         raise Refused(str(error)) from error
     return {file.path: file.sha256 for file in locked.files}

@@ -14,7 +14,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from modelbake.sources.hub_client import Patience
+from modelbake.sources.patience import Patience
 from tests.conftest import Tally
 from tests.promises import cases
 from tests.servers.hub import Fault, Hub, Repo

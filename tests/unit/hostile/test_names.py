@@ -20,7 +20,7 @@ from modelbake.errors import ModelbakeError
 from modelbake.lock import Lock, LockedFile, LockedModel, decode_lock, encode_lock
 from modelbake.plan import WeightGroup
 from modelbake.sources import hub_files
-from modelbake.sources.hub_client import Patience
+from modelbake.sources.patience import Patience
 from modelbake.stream.layers import WeightLayer
 from modelbake.weightpath import path_problem
 from tests.conftest import Tally
