@@ -1,0 +1,23 @@
+"""The stores as fixtures: each starts when a test first asks for it, where builds reach it too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers.environment import bridge_address
+from tests.servers.s3 import S3Server
+
+
+@pytest.fixture(scope="session")
+def bridge(engine_host: str) -> str:
+    """The address of this machine that build steps reach too."""
+    return bridge_address(engine_host)
+
+
+@pytest.fixture(scope="session")
+def s3_server(bridge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """S3, SageMaker and STS."""
+    with S3Server(tmp_path_factory.mktemp("s3"), bridge) as server:
+        yield server
