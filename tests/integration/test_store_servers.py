@@ -7,10 +7,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from azure.core import MatchConditions
+from azure.core.exceptions import HttpResponseError
+from azure.storage.blob import ContainerClient
 from botocore.exceptions import ClientError
 
+from tests.servers.azurite_server import ACCOUNT, AzuriteServer
+from tests.servers.mlflow_server import MLflowRefused, MLflowServer
 from tests.servers.s3 import READ, S3Server
 
 KEY = "llama 3/modèl +~%&.bin"
@@ -102,3 +108,99 @@ def test_sagemaker_keeps_approvals(s3_server: S3Server) -> None:
     assert denied == (400, "AccessDeniedException")
     expired = s3_server.client("sagemaker", s3_server.expired)
     assert _s3_refusal(expired.list_model_packages) == (400, "ExpiredTokenException")
+
+
+# --- Azure ----------------------------------------------------------------------------------------------
+
+
+def _azure_status(ask: Callable[[], Any]) -> int | None:
+    with pytest.raises(HttpResponseError) as caught:
+        ask()
+    return caught.value.status_code
+
+
+def _blobs(server: AzuriteServer, name: str, credential: Any = None) -> ContainerClient:
+    return server.client(credential).get_container_client(name)
+
+
+def test_azure_keeps_etags_and_refuses_what_is_replaced(azure_server: AzuriteServer) -> None:
+    name = azure_server.container()
+    first = azure_server.put(name, KEY, b"first")
+    second = azure_server.put(name, KEY, b"second")
+    azure_server.put_blocks(name, "blocks", [b"1" * 1000, b"2"])
+    with _blobs(azure_server, name) as container:
+        found = {blob.name: blob for blob in container.list_blobs()}
+        assert f'"{found[KEY].etag}"' == second != first
+        assert found[KEY].content_settings.content_md5
+        assert found["blocks"].size == 1001
+        assert found["blocks"].content_settings.content_md5 is None
+        blob = container.get_blob_client(KEY)
+        assert blob.download_blob(offset=1, length=2).readall() == b"ec"
+        same = MatchConditions.IfNotModified
+        assert _azure_status(lambda: blob.download_blob(etag=first, match_condition=same)) == 412
+        assert _azure_status(container.get_blob_client("no").download_blob) == 404
+        azure_server.delete(name, KEY)
+        assert _azure_status(blob.download_blob) == 404
+    with _blobs(azure_server, "no-such-container") as container:
+        assert _azure_status(lambda: list(container.list_blobs())) == 404
+
+
+def test_azure_refuses_wrong_keys_and_ended_signatures(azure_server: AzuriteServer) -> None:
+    name = azure_server.container()
+    wrong = {"account_name": ACCOUNT, "account_key": azure_server.wrong_key}
+    for credential in (wrong, azure_server.sas(name, seconds=-60), azure_server.sas("other")):
+        with _blobs(azure_server, name, credential) as container:
+            # The service answers 403 as well, by another name for a wrong key
+            assert _azure_status(lambda client=container: list(client.list_blobs())) == 403  # type: ignore[misc]
+    with _blobs(azure_server, name, azure_server.sas(name)) as container:
+        assert list(container.list_blobs()) == []
+        assert _azure_status(lambda: container.upload_blob("new", b"")) == 403  # it may read only
+
+
+def test_azure_takes_bearer_tokens_and_their_signatures(azure_tls_server: AzuriteServer) -> None:
+    name = azure_tls_server.container()
+    azure_tls_server.put(name, KEY, b"content")
+    for credential in (azure_tls_server.credential(), azure_tls_server.delegation_sas(name)):
+        with _blobs(azure_tls_server, name, credential) as container:
+            assert container.download_blob(KEY).readall() == b"content"
+    with _blobs(azure_tls_server, name, azure_tls_server.credential(seconds=-60)) as container:
+        assert _azure_status(lambda: container.download_blob(KEY)) == 403  # the service: 401
+
+
+# --- MLflow ---------------------------------------------------------------------------------------------
+
+
+def _mlflow_status(ask: Callable[[], Any]) -> int:
+    with pytest.raises(MLflowRefused) as caught:
+        ask()
+    return caught.value.status
+
+
+def test_mlflow_keeps_versions_aliases_and_artifacts(mlflow_server: MLflowServer) -> None:
+    model, reader = "pets é", mlflow_server.reader
+    first = mlflow_server.register(model, {"weights 1.bin": b"first", "tokenizer/vocab.json": b""})
+    second = mlflow_server.register(model, {"weights 1.bin": b"second"})
+    mlflow_server.alias(model, "champion", first)
+    mlflow_server.stage(model, second, "Production")
+    alias = f"registered-models/alias?name={quote(model)}&alias=champion"
+    found = mlflow_server.ask(alias, user=reader)["model_version"]
+    assert (found["version"], found["current_stage"]) == (first, "None")
+    mlflow_server.alias(model, "champion", second)
+    found = mlflow_server.ask(alias, user=reader)["model_version"]
+    assert (found["version"], found["current_stage"]) == (second, "Production")
+    assert mlflow_server.artifact(model, second, "weights 1.bin").read_bytes() == b"second"
+    path = found["source"].removeprefix("mlflow-artifacts:/")
+    artifacts = "/api/2.0/mlflow-artifacts/artifacts"
+    assert b"weights 1.bin" in mlflow_server.request("GET", f"{artifacts}?path={path}", user=reader)
+    content = mlflow_server.request("GET", f"{artifacts}/{path}/weights%201.bin", user=reader)
+    assert content == b"second"
+    for user, status in ((mlflow_server.stranger, 403), (mlflow_server.wrong, 401)):
+        assert _mlflow_status(lambda user=user: mlflow_server.ask(alias, user=user)) == status  # type: ignore[misc]
+        where = f"{artifacts}/{path}/weights%201.bin"
+        asked = lambda user=user: mlflow_server.request("GET", where, user=user)  # noqa: B023, E731
+        assert _mlflow_status(asked) == status
+    renamed = {"name": model, "new_name": "other"}
+    assert _mlflow_status(lambda: mlflow_server.ask("registered-models/rename", renamed, reader)) == 403
+    mlflow_server.delete_version(model, first)
+    gone = f"model-versions/get?name={quote(model)}&version={first}"
+    assert _mlflow_status(lambda: mlflow_server.ask(gone)) == 404
