@@ -8,6 +8,7 @@ import pytest
 
 from tests.servers.azurite_server import AzuriteServer
 from tests.servers.environment import bridge_address
+from tests.servers.gcs import GcsServer
 from tests.servers.mlflow_server import MLflowServer
 from tests.servers.s3 import S3Server
 
@@ -22,6 +23,13 @@ def bridge(engine_host: str) -> str:
 def s3_server(bridge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """S3, SageMaker and STS."""
     with S3Server(tmp_path_factory.mktemp("s3"), bridge) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_server(bridge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    """Google Cloud Storage and the token service of its accounts."""
+    with GcsServer(tmp_path_factory.mktemp("gcs"), bridge) as server:
         yield server
 
 

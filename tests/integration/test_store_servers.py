@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 import urllib.error
 import urllib.request
@@ -14,8 +15,11 @@ from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import ContainerClient
 from botocore.exceptions import ClientError
+from google.api_core.exceptions import GoogleAPICallError
+from google.auth.exceptions import RefreshError
 
 from tests.servers.azurite_server import ACCOUNT, AzuriteServer
+from tests.servers.gcs import GcsServer
 from tests.servers.mlflow_server import MLflowRefused, MLflowServer
 from tests.servers.s3 import READ, S3Server
 
@@ -108,6 +112,58 @@ def test_sagemaker_keeps_approvals(s3_server: S3Server) -> None:
     assert denied == (400, "AccessDeniedException")
     expired = s3_server.client("sagemaker", s3_server.expired)
     assert _s3_refusal(expired.list_model_packages) == (400, "ExpiredTokenException")
+
+
+# --- Google Cloud Storage ---------------------------------------------------------------------------
+
+
+def _gcs_status(ask: Callable[[], Any]) -> int:
+    with pytest.raises(GoogleAPICallError) as caught:
+        ask()
+    return int(caught.value.code)
+
+
+def test_gcs_keeps_generations_and_refuses_what_is_gone(gcs_server: GcsServer) -> None:
+    name = gcs_server.bucket()
+    with gcs_server.client() as owner, gcs_server.client(gcs_server.reader) as reader:
+        written = owner.bucket(name).blob(KEY)
+        written.upload_from_string(b"first", checksum="crc32c")  # multipart
+        first = written.generation
+        large = owner.bucket(name).blob("large", chunk_size=256 << 10)
+        large.upload_from_file(io.BytesIO(bytes(600_000)), size=600_000)  # resumable
+        assert (large.size, bool(large.md5_hash)) == (600_000, True)
+        second = int(gcs_server.put(name, KEY, b"second"))
+        gcs_server.put_composed(name, "composed", [b"1", b"2"])
+        found = {blob.name: blob for blob in reader.list_blobs(name, page_size=1)}
+        assert found[KEY].generation == second
+        assert (found["composed"].md5_hash, bool(found["composed"].crc32c)) == (None, True)
+        kept = {blob.generation for blob in reader.list_blobs(name, prefix=KEY, versions=True)}
+        assert kept == {first, second}
+        bucket = reader.bucket(name)
+        assert bucket.blob(KEY, generation=first).download_as_bytes(start=1, end=2) == b"ir"
+        live = bucket.blob(KEY)
+        assert _gcs_status(lambda: live.download_as_bytes(if_generation_match=first)) == 412
+        gcs_server.delete(name, KEY, str(first))
+        assert _gcs_status(lambda: bucket.blob(KEY, generation=first).download_as_bytes()) == 404
+        assert _gcs_status(lambda: list(reader.list_blobs("no-such-bucket"))) == 404
+        assert _gcs_status(lambda: live.upload_from_string(b"third")) == 403
+
+
+def test_gcs_refuses_wrong_keys_and_ended_addresses(gcs_server: GcsServer) -> None:
+    name = gcs_server.bucket()
+    gcs_server.put(name, KEY, b"content")
+    with gcs_server.client(gcs_server.stranger) as stranger, gcs_server.client(gcs_server.wrong) as wrong:
+        assert _gcs_status(lambda: list(stranger.list_blobs(name))) == 403
+        with pytest.raises(RefreshError, match="invalid_grant"):
+            list(wrong.list_blobs(name))
+    with gcs_server.client(gcs_server.reader) as reader:
+        asked = {"version": "v4", "api_access_endpoint": gcs_server.endpoint}
+        address = reader.bucket(name).blob(KEY).generate_signed_url(expiration=3600, **asked)
+        short = reader.bucket(name).blob(KEY).generate_signed_url(expiration=1, **asked)
+    assert _get(address) == (200, b"content")
+    assert _get(address.replace("Expires=3600", "Expires=7200"))[0] == 403
+    time.sleep(2.1)
+    assert _get(short)[0] == 400  # ExpiredToken, as the service says
 
 
 # --- Azure ----------------------------------------------------------------------------------------------

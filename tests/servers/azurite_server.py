@@ -8,8 +8,8 @@
 Differs from the real service: the account is the first part of the path, not of the host; there are no blob
 versions (`x-ms-version-id` is never given, a `versionid` that is asked for is ignored), so an ETag is all
 that names a content, and a replaced blob is gone. A bearer token's signature is not looked at, only its
-audience, its issuer's form and its end, and whoever has one may do everything (no role assignments). A refused
-key is 403 `AuthorizationFailure`, with `tls` 400 `InvalidAuthenticationInfo`; the service says 403
+audience, its issuer's form and its end, and whoever has one may do everything (no role assignments). A
+refused key is 403 `AuthorizationFailure`, with `tls` 400 `InvalidAuthenticationInfo`; the service says 403
 `AuthenticationFailed` to both. No soft delete. Needs Node.js 22, from `.venv/stores`.
 """
 
