@@ -120,7 +120,7 @@ def test_sagemaker_keeps_approvals(s3_server: S3Server) -> None:
 def _gcs_status(ask: Callable[[], Any]) -> int:
     with pytest.raises(GoogleAPICallError) as caught:
         ask()
-    return int(caught.value.code)
+    return int(caught.value.code or 0)
 
 
 def test_gcs_keeps_generations_and_refuses_what_is_gone(gcs_server: GcsServer) -> None:
