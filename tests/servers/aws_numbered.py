@@ -7,6 +7,7 @@ as their paging and `prefix` go; every object has six bytes, its number, and one
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from xml.sax.saxutils import escape
 
@@ -32,7 +33,8 @@ class Numbered:
         start = int(marker.removesuffix(".bin")[-6:]) + 1 if marker else 0
         size = min(int(query.get("max-keys") or PAGE), PAGE)
         wanted = query.get("prefix", "")
-        numbers = [number for number in range(start, self._count) if self._key(number).startswith(wanted)]
+        matching = (number for number in range(start, self._count) if self._key(number).startswith(wanted))
+        numbers = list(itertools.islice(matching, size + 1))
         page, more = numbers[:size], len(numbers) > size
         kind, item = ("ListVersionsResult", "Version") if versions else ("ListBucketResult", "Contents")
         parts = [
