@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.aws_shelves import plain_s3_shelf, s3_shelf, sagemaker_shelf
 from tests.integration.shelves import SHELVES, Shelf
 from tests.integration.test_publish import tree_of
 from tests.integration.world import World
@@ -25,10 +26,17 @@ FILES = {
 TAKEN = [path for path in FILES if not path.startswith("onnx/")]
 
 
-@pytest.fixture(params=SHELVES)
+AWS_SHELVES = {"s3": s3_shelf, "s3 without versions": plain_s3_shelf, "sagemaker": sagemaker_shelf}
+
+
+@pytest.fixture(params=[*SHELVES, *AWS_SHELVES])
 def shelf(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Shelf:
     """Return a source of each kind, and a world whose model `tiny` is of it."""
-    made = SHELVES[request.param](world, FILES, tmp_path)
+    if request.param in AWS_SHELVES:
+        server = request.getfixturevalue("s3_server")
+        made = AWS_SHELVES[request.param](world, FILES, tmp_path, server)
+    else:
+        made = SHELVES[request.param](world, FILES, tmp_path)
     world.environment |= made.environment
     world.secrets |= made.secrets
     world.models(tiny={**made.entry, "exclude": ["onnx/*"]})
