@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from modelbake.sources.s3 import S3Store, region_of
 from modelbake.sources.s3_objects import OneObject, PackedStore
 from modelbake.sources.sagemaker import PENDING, place_of, require_approved
 from modelbake.trust import VARIABLE
+from tests.servers.hub_certificate import make_certificate
 
 SECRET = "canaryCANARYcanaryCANARYcanaryCANARYcana"
 
@@ -79,6 +83,7 @@ def refused(code: str, status: int = 400, message: str = "no") -> sdk.ClientErro
         (sdk.SSLError(endpoint_url="https://x", error="e"), SourceUnavailable, VARIABLE),
         (sdk.ParamValidationError(report="bucket"), SourceError, "bucket"),
         (ValueError("Invalid endpoint: x"), SourceError, "endpoint"),
+        (FileNotFoundError(2, "no such file", "ca.pem"), SourceError, "ca.pem"),
     ],
 )
 def test_errors_of_the_sdk_are_ours(error: Exception, kind: type[SourceError], said: str) -> None:
@@ -157,6 +162,37 @@ def test_authorities_of_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         client("s3", "here")
 
 
+class NoBucket(BaseHTTPRequestHandler):
+    """S3 without a bucket."""
+
+    def do_GET(self) -> None:
+        body = b"<Error><Code>NoSuchBucket</Code><Message>none</Message></Error>"
+        self.send_response(404)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_store_behind_an_authority_of_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.cert, made.key)
+    with ThreadingHTTPServer(("127.0.0.1", 0), NoBucket) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        spec = SourceSpec(name="m", source="s3://bucket/a", server=f"https://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv(VARIABLE, str(made.authority))
+        with pytest.raises(SourceNotFound):
+            list(open_store(spec).listing())
+        monkeypatch.delenv(VARIABLE)
+        with pytest.raises(SourceUnavailable, match=VARIABLE):
+            list(open_store(spec).listing())
+        server.shutdown()
+
+
 def test_a_role_that_nobody_gives_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelbake.sources.aws._LONGEST_SEARCH", 0.3)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -164,8 +200,13 @@ def test_a_role_that_nobody_gives_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/credentials"
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", address)
-        with pytest.raises(SourceAuthError, match="not found within"):
-            client("s3", "here")
+        for subject in ("here", "there"):
+            with pytest.raises(SourceAuthError, match=f"{subject}: .* not found within"):
+                client("s3", subject)
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()  # it was asked once
 
 
 # --- SageMaker ------------------------------------------------------------------------------------------
