@@ -103,8 +103,10 @@ class DaskPool(LayerPool):
         from distributed.scheduler import KilledWorker
 
         if isinstance(error, KilledWorker):
+            lost = error.allowed_failures + 1
+            who = "its worker was" if lost == 1 else f"{lost} workers, one after the other, were"
             return ClusterError(
-                f"{error.allowed_failures + 1} workers were lost while they streamed this layer",
+                f"{who} lost while streaming this layer",
                 subject=subject,
                 hint="their logs, or the system's, say why; memory is the usual reason. Then " + _AGAIN,
             )

@@ -34,10 +34,16 @@ _PLACES = ("info/main/workers.html", "info/main/logs.html", "info/main/exception
 
 
 class DaskCluster:
-    """A scheduler; `environment` is that of its process, and what workers have beside their own."""
+    """A scheduler; `environment` is that of its process, and what workers have beside their own.
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    `protocol`: tcp, or tls with what the environment says of certificates.
+    """
+
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str] | None = None, protocol: str = "tcp"
+    ) -> None:
         self.folder = folder
+        self._protocol = protocol
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
@@ -52,6 +58,7 @@ class DaskCluster:
         facts = self.folder / "scheduler.json"
         facts.unlink(missing_ok=True)
         options = ["--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
+        options += ["--protocol", self._protocol]
         try:
             self._start("scheduler", "dask_scheduler", *options, "--scheduler-file", str(facts))
             deadline = time.monotonic() + _START_SECONDS
@@ -62,7 +69,7 @@ class DaskCluster:
             self.close()
             raise
         said = json.loads(facts.read_text())
-        self.address = said["address"].replace("tcp://", "dask://")
+        self.address = said["address"].replace("tcp://", "dask://").replace("tls://", "dasks://")
         self.dashboard = f"http://127.0.0.1:{said['services']['dashboard']}/"
         return self
 

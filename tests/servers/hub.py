@@ -125,6 +125,11 @@ class Hub:
         """Send files no faster than this from now on, over all connections together; None: without limit."""
         self._rate.per_second = bytes_per_second
 
+    @property
+    def passed(self) -> int:
+        """Bytes of bodies that were sent since the start, also by what is still being answered."""
+        return self._rate.passed
+
     def start_control(self) -> str:
         """Open one more socket, which no fault touches, for /__log__ and /__faults__; return its URL."""
         site = Site(

@@ -34,6 +34,7 @@ class Rate:
 
     def __init__(self) -> None:
         self.per_second: float | None = None
+        self.passed = 0  # bytes so far, also of what is still being answered
         self._guard = threading.Lock()
         self._free = 0.0  # when what passed so far has had its time
 
@@ -44,9 +45,10 @@ class Rate:
 
     def wait(self, count: int, stopping: threading.Event) -> None:
         """Return when `count` bytes more have had their time."""
-        if self.per_second is None:
-            return
         with self._guard:
+            self.passed += count
+            if self.per_second is None:
+                return
             now = time.monotonic()
             self._free = max(now, self._free) + count / self.per_second
             seconds = self._free - now
