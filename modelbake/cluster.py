@@ -15,7 +15,6 @@ import pkgutil
 import re
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Mapping
 from types import TracebackType
@@ -57,15 +56,18 @@ class DaskPool(LayerPool):
 
     Args:
         client: connected.
+        address: of the scheduler, as Dask writes it.
         threads: of all workers.
         slots: how many layers are on their way at once; by default as many as there are threads.
     """
 
-    def __init__(self, client: Client, threads: int, slots: int | None = None) -> None:
-        topic = f"modelbake-{uuid.uuid4().hex}"
+    def __init__(self, client: Client, address: str, threads: int, slots: int | None = None) -> None:
         executor = client.get_executor(pure=False)
+        # The client's own topic: the scheduler forgets it some time after the client has left.
+        topic = str(client.id)
         super().__init__(executor, slots or min(_MOST_SLOTS, max(_LEAST_SLOTS, threads)), topic)
         self._client = client
+        self._address = address
         self._asking = threading.Lock()
         self._asked = self._worked = time.monotonic()
         client.subscribe_topic(topic, self._event)
@@ -86,8 +88,10 @@ class DaskPool(LayerPool):
             if now - self._asked < _ASK_SECONDS:
                 return
             self._asked = now
+            if self._client.status == "closed":
+                raise ClusterError("the scheduler was lost", subject=self._address, hint=_AGAIN)
             if self._client.status != "running":
-                return  # the scheduler is lost, or was for a moment: the work itself will tell
+                return  # the client tries to connect again; it has called off what was on its way
             try:
                 if self._client.nthreads():
                     self._worked = now
@@ -117,10 +121,6 @@ class DaskPool(LayerPool):
             subject=subject,
             hint=f"has every worker modelbake {__version__} with its packages? Their logs say more",
         )
-
-    @property
-    def _address(self) -> str:
-        return str(self._client.scheduler.address) if self._client.scheduler else "the scheduler"
 
     def _event(self, event: tuple[float, Any]) -> None:
         _, said = event
@@ -155,7 +155,7 @@ def connect(given: str, output: Output, slots: int | None = None) -> DaskPool:
         raise ClusterError(
             f"the scheduler was lost ({type(error).__name__})", subject=address, hint=_AGAIN
         ) from error
-    pool = DaskPool(client, sum(threads.values()), slots)
+    pool = DaskPool(client, address, sum(threads.values()), slots)
     output.event(
         "cluster",
         f"layers are streamed by {len(threads)} worker{'' if len(threads) == 1 else 's'} of {address}",

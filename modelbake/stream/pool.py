@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future, wait
 from typing import TYPE_CHECKING
 
 from modelbake.errors import ClusterError, Interrupted, ModelbakeError, ReadBackMismatch
@@ -99,15 +99,17 @@ class LayerPool:
 
     def _result(self, task: LayerTask, stop: threading.Event) -> LayerResult | LayerFailure:
         subject = shown(task.group.largest.path)
-        future = self._executor.submit(stream_layer, task)
+        future: Future[LayerResult | LayerFailure] | None = None
         try:
+            future = self._executor.submit(stream_layer, task)
             while not wait([future], timeout=_LOOK_SECONDS).done:
                 if stop.is_set():
                     raise Interrupted("stopped", subject=subject)
                 self.check()
             return future.result()
         except ModelbakeError:
-            future.cancel()
+            if future is not None:
+                future.cancel()
             raise
         except Exception as error:
             raise self.explain(error, subject) from error

@@ -6,6 +6,7 @@ import argparse
 import io
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,11 +161,11 @@ def test_all_workers_are_gone_for_too_long(monkeypatch: pytest.MonkeyPatch) -> N
     client: Any = SimpleNamespace(
         get_executor=lambda pure: None,
         subscribe_topic=lambda topic, handler: None,
-        scheduler=SimpleNamespace(address="tcp://a:1"),
+        id="Client-1",
         status="running",
         nthreads=lambda: workers,
     )
-    pool, now = DaskPool(client, 1), cluster.time.monotonic()
+    pool, now = DaskPool(client, "tcp://a:1", 1), time.monotonic()
     assert pool.slots == 8, "a cluster that grows by need sees one"
     monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: now))
     now += 100
@@ -174,5 +175,10 @@ def test_all_workers_are_gone_for_too_long(monkeypatch: pytest.MonkeyPatch) -> N
         now += 3
         pool.check()
     now += 4
-    with pytest.raises(ClusterError, match="all workers are gone"):
+    with pytest.raises(ClusterError, match="tcp://a:1: all workers are gone"):
+        pool.check()
+    client.status, now = "connecting", now + 3
+    pool.check()
+    client.status, now = "closed", now + 3
+    with pytest.raises(ClusterError, match="tcp://a:1: the scheduler was lost"):
         pool.check()

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -33,7 +34,7 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Far]:
 def failure(task: LayerTask) -> LayerFailure:
     outcome = stream_layer(task)
     assert isinstance(outcome, LayerFailure)
-    assert outcome.error.__cause__ is outcome.error.__traceback__ is None
+    assert outcome.error.__cause__ is None and outcome.error.__traceback__ is None
     assert type(again(outcome).error) is type(outcome.error)
     return outcome
 
@@ -65,7 +66,7 @@ def test_neither_a_task_nor_what_comes_back_has_a_secret(far: Far) -> None:
 @pytest.mark.parametrize("name", [field.name for field in fields(LayerTask)])
 def test_a_secret_that_is_put_into_a_task_cannot_be_sent(far: Far, name: str) -> None:
     with pytest.raises(TypeError, match="a Secret is not pickled"):
-        pickle.dumps(replace(far.task(), **{name: Secret(far.token)}))
+        pickle.dumps(replace(far.task(), **cast(Any, {name: Secret(far.token)})))
 
 
 def test_wrong_bytes_come_back_as_such(far: Far) -> None:
