@@ -15,6 +15,7 @@ import pkgutil
 import re
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Mapping
 from types import TracebackType
@@ -175,9 +176,11 @@ def _client(address: str, output: Output) -> Client:
             subject="--on",
             hint="pip install 'modelbake[dask]'",
         ) from error
-    # What it logs is said here, once and in our words.
-    logger = logging.getLogger("distributed")
-    logger.handlers, logger.propagate = [logging.NullHandler()], False
+    # What it logs is said here, once and in our words; its configuration gives several loggers a handler.
+    for name in ("distributed", "distributed.client", "tornado", "tornado.application"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
+    logging.getLogger("asyncio").addFilter(_is_of_others)
     # Warnings come from the client's own thread while it connects: of other versions of Python, for example.
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -202,6 +205,12 @@ def _client(address: str, output: Output) -> Client:
         if each.category.__name__ == "VersionMismatchWarning":
             output.event("cluster_versions", str(each.message), level="warning")
     return client
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    """Tell whether a log record is about another exception than one that passed through Dask's client."""
+    trace = record.exc_info[2] if record.exc_info else None
+    return not any("/distributed/" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
 
 
 def _require_same(found: Mapping[str, Any]) -> None:
