@@ -3,7 +3,8 @@
 Four models, each at a hub of its own that sends so many bytes a second and no more: so this machine is not
 the limit, and a worker that streams one layer is as fast as its hub. The scheduler, the workers and the hubs
 are processes of their own; the registry is `bench.sink`. What is timed is what `publish --all --on` does
-before it assembles images: `stream_ahead`. A round in which a worker is killed counts what was read twice.
+before it assembles images: `stream_ahead`, by workers that have imported what they need. A round in which a
+worker is killed counts what was read twice.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed import Client
+
 from bench.hub import TOKEN, HubProcess
 from bench.results import Row, table, write_results
 from bench.setting import say
-from modelbake.cluster import connect
+from modelbake.cluster import connect, scheduler_address
 from modelbake.config import ModelSpec
 from modelbake.credentials import Secret
 from modelbake.lock import Lock
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.machines", description=(__doc__ or "").split(":")[0]
     )
-    parser.add_argument("--size-mb", type=int, default=40, help="of each of the four models")
+    parser.add_argument("--size-mb", type=int, default=60, help="of each of the four models")
     parser.add_argument("--rate-mb", type=float, default=5.0, help="what each hub sends in a second")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("machines.json"))
     options = parser.parse_args(arguments)
@@ -107,6 +110,11 @@ def _model(folder: Path, number: int, size: int, rate: float, ending: ExitStack)
     return Model(resolved.locked, hub)
 
 
+def _import() -> None:
+    import modelbake.sources.hub_read
+    import modelbake.stream.task  # noqa: F401
+
+
 def _seconds(folder: Path, models: Sequence[Model], workers: int, kill_after: float | None = None) -> float:
     """Return how long workers of one thread each take for all models, into an empty registry."""
     folder.mkdir()
@@ -127,6 +135,8 @@ def _seconds(folder: Path, models: Sequence[Model], workers: int, kill_after: fl
                 )
                 for model in models
             ]
+            with Client(scheduler_address(cluster.address), set_as_default=False) as client:
+                client.run(_import)
             output = Output(stdout=io.StringIO(), stderr=io.StringIO())
             with connect(cluster.address, output) as pool:
                 if kill_after is not None:

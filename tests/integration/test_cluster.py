@@ -202,6 +202,7 @@ def test_interrupted_the_cluster_stops_as_well(farm: Farm, tmp_path: Path) -> No
     ran = ended(run)
     assert ran.code == 130, ran.err
     wait_for(lambda: cluster.count("processing") == 0, "the tasks are gone")
+    world.hub.limit(RATE)  # what a worker reads at once is 1 MiB: it looks in between
     wait_for(lambda: len(world.hub.requests_for("*.safetensors", host="cdn")) > 0, "the stream has ended")
     world.hub.limit(None)
     assert world.hub.bytes_sent("*.safetensors") < SIZE
