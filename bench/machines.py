@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.machines", description=(__doc__ or "").split(":")[0]
     )
-    parser.add_argument("--size-mb", type=int, default=60, help="of each of the four models")
-    parser.add_argument("--rate-mb", type=float, default=5.0, help="what each hub sends in a second")
+    parser.add_argument("--size-mb", type=int, default=30, help="of each of the four models")
+    parser.add_argument("--rate-mb", type=float, default=2.0, help="what each hub sends in a second")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("machines.json"))
     options = parser.parse_args(arguments)
     size, rate = options.size_mb * 1_000_000, options.rate_mb * 1e6
