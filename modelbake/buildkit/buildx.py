@@ -57,6 +57,9 @@ _LONGEST_DOCKERFILE = 1 << 20
 _LONGEST_DOCUMENT = 16 << 20
 
 
+# Of the drivers `remote` and `docker-container`: what they do before BuildKit is asked for anything.
+_BEFORE_A_BUILD = ("[internal] waiting for connection", "[internal] booting buildkit")
+_CONTEXT = "to switch to context"
 _NO_BUILDER = re.compile(r"no builder \"[^\"]*\" found")
 _UNREACHABLE = re.compile(
     r"connection refused|no such host|i/o timeout|deadline exceeded|connection error|code = Unavailable"
@@ -70,7 +73,8 @@ class BuildxBuilder:
 
     def __init__(self, engine: Engine, name: str | None = None) -> None:
         self._engine = engine
-        self._name = name
+        # To buildx `default` is the engine that docker's programs speak to. That is ours already.
+        self._name = None if name == "default" else name
 
     def build(self, request: BuildRequest, trace: Trace, on_event: Callable[[BuildEvent], None]) -> str:
         """See Builder."""
@@ -103,15 +107,22 @@ class BuildxBuilder:
 
     def _builder_error(self, text: str, trace: Trace) -> ModelbakeError | None:
         """Return what buildx says of a named builder, None where no builder is to blame."""
-        if not self._name or trace.failed:
+        if not self._name:
             return None
+        step = trace.failed[0] if trace.failed else ""
         if _NO_BUILDER.search(text):
             return UsageError(
                 "buildx knows no such builder",
                 subject=f"--builder {self._name}",
                 hint="`docker buildx ls` lists them, `docker buildx create --name NAME` makes one",
             )
-        if _UNREACHABLE.search(text):
+        if _CONTEXT in text:
+            return UsageError(
+                "is a docker context, and not a builder",
+                subject=f"--builder {self._name}",
+                hint=f"DOCKER_CONTEXT={self._name} without --builder builds on its engine",
+            )
+        if step.startswith(_BEFORE_A_BUILD) or (not step and _UNREACHABLE.search(text)):
             return EngineNotFound(
                 f"the builder does not answer: {text}",
                 subject=f"--builder {self._name}",
@@ -219,12 +230,12 @@ class _Buildx:
 
 def _link_contexts(users: Path, config: Path) -> None:
     """Let a builder find the docker contexts that its nodes were made of, beside the one of our engine."""
-    for kind in ("meta", "tls"):
-        target = config / "contexts" / kind
-        target.mkdir(parents=True, exist_ok=True)
-        for folder in sorted((users / "contexts" / kind).glob("*")):
+    for path in sorted((users / "contexts").rglob("*")):
+        if path.is_file():  # folders that are links are no contexts to docker
+            target = config / path.relative_to(users)
+            target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
-                (target / folder.name).symlink_to(folder.absolute())
+                target.symlink_to(path.absolute())
 
 
 def _kept_environment() -> dict[str, str]:

@@ -42,6 +42,7 @@ from modelbake.errors import (
 )
 from modelbake.imagetar import read_file
 from tests.integration.conftest import TestRegistry, tar
+from tests.promises import full
 from tests.servers.engine_proxy import BuildKit, EngineProxy
 from tests.servers.environment import run_script, shell_exports
 from tests.servers.hub_certificate import make_certificate
@@ -673,6 +674,7 @@ def test_a_builder_by_name(
     assert "docker buildx ls" in caught.value.hint
 
 
+@pytest.mark.skipif(not full(), reason="buildx waits for 20 s; `make nightly` does")
 def test_a_builder_that_does_not_answer(
     bench: Bench, buildx: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -684,14 +686,17 @@ def test_a_builder_that_does_not_answer(
     assert "buildx inspect --bootstrap gone" in caught.value.hint
 
 
-def test_the_engines_own_builder_by_its_contexts_name(
-    bench: Bench, engine_host: str, buildx: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_engines_own_builder(
+    bench: Bench, buildx: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A docker context of the user's, which buildx takes for a builder of the driver `docker`."""
+    """Of the driver `docker`: `default` is the engine of this run; contexts of the user's are no builders."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     meta = tmp_path / "contexts/meta" / hashlib.sha256(b"theirs").hexdigest()
     meta.mkdir(parents=True)
-    described = {"Name": "theirs", "Metadata": {}, "Endpoints": {"docker": {"Host": engine_host}}}
+    described = {"Name": "theirs", "Metadata": {}, "Endpoints": {"docker": {"Host": bench.engine.host}}}
     (meta / "meta.json").write_text(json.dumps(described))
-    image = bench("RUN true", builder="theirs")
+    image = bench("RUN true", builder="default")
     assert bench.engine.image(image) is not None
+    with pytest.raises(UsageError, match="a docker context") as caught:
+        bench("RUN true", builder="theirs")
+    assert "DOCKER_CONTEXT=theirs" in caught.value.hint
