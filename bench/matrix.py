@@ -2,7 +2,7 @@
 
 The bar is 3 s, the start of Python included. It needs git, and nothing else: no engine, no network. Four
 cases: all models listed; none changed since the last commit; one changed; a line of the shared start program
-changed, which is another image of every model.
+changed, which is another image of every model. On a busy machine look at the processor time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -50,12 +51,11 @@ def main() -> int:
         with (folder / "images/start/start.py").open("a") as file:
             file.write("# changed\n")
         rows.append(("all changed", _seconds(folder, options.rounds, options.models, *since)))
-    sys.stdout.write(
-        f"| `build.py matrix` of {options.models:,} models | s (best of {options.rounds}) | bar |\n"
-    )
-    sys.stdout.write("|---|---|---|\n")
-    for what, seconds in rows:
-        sys.stdout.write(f"| {what} | {seconds:.2f} | {BAR:.0f} {'met' if seconds <= BAR else 'missed'} |\n")
+    sys.stdout.write(f"| `build.py matrix` of {options.models:,} models | s | s of processor | bar |\n")
+    sys.stdout.write("|---|---|---|---|\n")
+    for what, (seconds, processor) in rows:
+        met = "met" if seconds <= BAR else "missed"
+        sys.stdout.write(f"| {what} | {seconds:.2f} | {processor:.2f} | {BAR:.0f} s, {met} |\n")
     return 0
 
 
@@ -101,17 +101,23 @@ def write(folder: Path, models: dict[str, dict[str, object]]) -> None:
     write_lock(folder / "models.lock", Lock(locked))
 
 
-def _seconds(folder: Path, rounds: int, expected: int, *arguments: str) -> float:
+def _seconds(folder: Path, rounds: int, expected: int, *arguments: str) -> tuple[float, float]:
+    """Return the seconds of the fastest run, and the fewest seconds of processor time, git's included."""
     command = [sys.executable, "build.py", "matrix", *arguments]
-    best = float("inf")
+    best, least = float("inf"), float("inf")
     for _ in range(rounds):
-        began = time.monotonic()
+        began, used = time.monotonic(), _processor_time()
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        best = min(best, time.monotonic() - began)
+        best, least = min(best, time.monotonic() - began), min(least, _processor_time() - used)
         jobs = json.loads(done.stdout)["include"]
         listed = sum(len(job["model"].split()) for job in jobs)
         assert listed == expected, f"{listed} models listed, not {expected}\n{done.stderr[-2000:]}"
-    return best
+    return best, least
+
+
+def _processor_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _git(folder: Path, *arguments: str) -> None:

@@ -15,12 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelbake.config import load_config
-from modelbake.errors import ConfigError, LockError, ModelbakeError
+from modelbake.errors import ConfigError, ModelbakeError
 from modelbake.goldens import wanted_goldens
-from modelbake.lock import Lock, read_lock
 from modelbake.plan import make_plan
 from modelbake.render import render
 from modelbake.runtime import Runtime, read_runtime
@@ -42,7 +41,8 @@ class Snapshot:
     """
 
     config: Config | None
-    lock: Lock
+    models_yaml: bytes
+    lock: Mapping[str, Any]  # the entries as they stand in the file: what is equal there is the same lock
     own: Path  # the folder that runtimes named with `./` are below
     goldens: Path
     images: Path
@@ -52,10 +52,11 @@ class Snapshot:
 
     @classmethod
     def of(cls, workspace: Workspace) -> Snapshot:
-        """Return today's. Raises ConfigError and LockError."""
+        """Return today's. Raises ConfigError."""
         return cls(
             config=workspace.config,
-            lock=workspace.lock,
+            models_yaml=_content(workspace.file),
+            lock=_locked(workspace.lock_path),
             own=workspace.file.absolute().parent,
             goldens=workspace.goldens,
             images=workspace.images,
@@ -123,18 +124,20 @@ def snapshot_at(revision: Revision, workspace: Workspace) -> Iterator[Snapshot]:
 
         beside = [workspace.file, workspace.lock_path, now.goldens]
         revision.write([*beside, *(path for path, ours in kept.items() if ours)], below)
-        config, lock = None, Lock()
-        with suppress(ConfigError):
-            config = load_config(then(workspace.file))
-        with suppress(LockError):
-            lock = read_lock(then(workspace.lock_path))
+        config, content = None, _content(then(workspace.file))
+        if content == now.models_yaml:
+            config = now.config
+        else:
+            with suppress(ConfigError):
+                config = load_config(then(workspace.file))
         runtimes = {spec.runtime for spec in (config.models.values() if config else ())}
         own = [now.own / runtime for runtime in runtimes if runtime.startswith("./")]
         revision.write([path for path in own if _inside(path, revision.root)], below)
         yield replace(
             now,
             config=config,
-            lock=lock,
+            models_yaml=content,
+            lock=_locked(then(workspace.lock_path)),
             own=then(now.own),
             goldens=then(now.goldens),
             images=then(now.images),
@@ -142,6 +145,24 @@ def snapshot_at(revision: Revision, workspace: Workspace) -> Iterator[Snapshot]:
             templates=then(now.templates),
             _runtimes={},
         )
+
+
+def _content(path: Path) -> bytes:
+    """Return a file's content, nothing where it is not there."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _locked(path: Path) -> Mapping[str, Any]:
+    """Return the entries of a lock; none where it cannot be read: what was not locked was not built."""
+    try:
+        document = json.loads(_content(path))
+    except (ValueError, RecursionError):
+        return {}
+    entries = document.get("models") if isinstance(document, dict) else None
+    return entries if isinstance(entries, dict) else {}
 
 
 def _inside(path: Path, folder: Path) -> bool:
@@ -174,7 +195,7 @@ class _Comparison:
             return "the registry is another one"
         if keys := _different_keys(spec, earlier):
             return f"models.yaml says otherwise of it ({', '.join(keys)})"
-        if then.lock.models.get(spec.name) != plan.locked:
+        if then.lock.get(spec.name) != now.lock.get(spec.name):
             return "its lock is another one"
         if then.golden(spec) != now.golden(spec):
             return "its goldens are other ones"
