@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from modelbake.plan import BuildPlan
     from modelbake.workspace import Workspace
 
-_NOT_READ = ("__pycache__",)
+_SHARED = ("builder", "start")  # of the toolkit's images/: in the image of every runtime
+_NOT_READ = "__pycache__"
 
 
 @dataclass
@@ -69,20 +70,18 @@ class Snapshot:
         if name not in self._runtimes:
             self._runtimes[name] = None
             with suppress(ConfigError):
-                self._runtimes[name] = read_runtime(
-                    (self.own if name.startswith("./") else self.images) / name
-                )
+                self._runtimes[name] = read_runtime((self.own if _is_own(name) else self.images) / name)
         return self._runtimes[name]
 
     @cached_property
     def toolkit(self) -> Mapping[str, bytes]:
         """The files of the toolkit that contexts are rendered of, by their place."""
-        folders = {"builder": self.programs, "start": self.programs, ".": self.templates}
+        folders = {**dict.fromkeys(_SHARED, self.programs), ".": self.templates}
         return {
             f"{name}/{path.relative_to(folder / name)}": path.read_bytes()
             for name, folder in folders.items()
             for path in sorted((folder / name).rglob("*"))
-            if path.is_file() and not any(part in _NOT_READ for part in path.parts)
+            if path.is_file() and _NOT_READ not in path.parts
         }
 
     def runtime_files(self, name: str) -> tuple[str, Mapping[str, bytes]] | None:
@@ -122,17 +121,23 @@ def snapshot_at(revision: Revision, workspace: Workspace) -> Iterator[Snapshot]:
         def then(path: Path) -> Path:
             return revision.place(path, below) if kept.get(path, True) else path
 
-        beside = [workspace.file, workspace.lock_path, now.goldens]
-        revision.write([*beside, *(path for path, ours in kept.items() if ours)], below)
+        # A model of another runtime than today's differs anyway, so these are the only ones to look at.
+        used = sorted({spec.runtime for spec in workspace.config.models.values()})
+        ours = [path for path, is_ours in kept.items() if is_ours]
+        folders = [
+            *(now.programs / part for part in _SHARED if now.programs in ours),
+            *(now.images / name for name in used if now.images in ours and not _is_own(name)),
+            *(now.own / name for name in used if _is_own(name)),
+            *(path for path in {now.templates} if path in ours),
+        ]
+        inside = [path for path in folders if path.resolve().is_relative_to(revision.root)]
+        revision.write([workspace.file, workspace.lock_path, now.goldens, *inside], below)
         config, content = None, _content(then(workspace.file))
         if content == now.models_yaml:
             config = now.config
         else:
             with suppress(ConfigError):
                 config = load_config(then(workspace.file))
-        runtimes = {spec.runtime for spec in (config.models.values() if config else ())}
-        own = [now.own / runtime for runtime in runtimes if runtime.startswith("./")]
-        revision.write([path for path in own if _inside(path, revision.root)], below)
         yield replace(
             now,
             config=config,
@@ -165,8 +170,8 @@ def _locked(path: Path) -> Mapping[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder)
+def _is_own(runtime: str) -> bool:
+    return runtime.startswith("./")
 
 
 def changes(plans: Iterable[BuildPlan], now: Snapshot, then: Snapshot) -> dict[str, str]:
