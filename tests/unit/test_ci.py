@@ -11,6 +11,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,41 @@ def test_the_identity_of_gitlab_is_removed() -> None:
     publish = yaml.safe_load(GITLAB_PUBLISH.read_text())[".publish"]
     assert any("unset STORE_IDENTITY" in line for line in publish["script"])
     assert any(line.startswith("rm ") for line in publish["after_script"])
+
+
+class _Tokens(BaseHTTPRequestHandler):
+    """Answers as GitHub's token service does, to whoever has the request token."""
+
+    def do_GET(self) -> None:  # noqa: N802
+        known = (
+            self.headers["Authorization"] == "bearer asked" and self.path == "/token?a=b&audience=modelbake"
+        )
+        self.send_response(200 if known else 403)
+        self.end_headers()
+        self.wfile.write(b'{"value": "the.identity"}' if known else b"{}")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("said", [{}, {"AWS_ROLE_ARN": "arn:x", "OTHER": "y", "AZURE_TENANT_ID": ""}])
+def test_the_identity_of_github(tmp_path: Path, said: dict[str, str]) -> None:
+    (step,) = [step for step in jobs()["publish"]["steps"] if step.get("shell") == "python"]
+    with HTTPServer(("127.0.0.1", 0), _Tokens) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            "ACTIONS_ID_TOKEN_REQUEST_URL": f"http://127.0.0.1:{server.server_address[1]}/token?a=b",
+            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "asked",
+            "RUNNER_TEMP": str(tmp_path),
+            "GITHUB_ENV": str(tmp_path / "environment"),
+            "VARIABLES": json.dumps(said),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", step["run"]], env=environment, capture_output=True, check=True
+        )
+        server.shutdown()
+    assert b"the.identity" not in done.stdout + done.stderr
+    assert (tmp_path / "identity").read_text() == "the.identity"
+    assert (tmp_path / "identity").stat().st_mode & 0o777 == 0o600
+    wanted = f"AWS_ROLE_ARN=arn:x\nAWS_WEB_IDENTITY_TOKEN_FILE={tmp_path}/identity\n" if said else ""
+    assert (tmp_path / "environment").read_text() == wanted
