@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelbake.engine import connect
-from modelbake.errors import EngineNotFound
+from modelbake.errors import EngineNotFound, UsageError
 from tests.integration.world import World, _unpacked_tools
 from tests.servers.engine_proxy import EngineProxy
 from tests.servers.hub_certificate import Certificate, make_certificate, make_client_certificate
@@ -115,3 +115,18 @@ def test_over_openssh(small: World) -> None:
         assert refused.code == EngineNotFound.exit_code
         assert "not found in known_hosts" in refused.err
         assert "DOCKER_HOST" in refused.err
+
+
+def test_build_on_a_builder(small: World) -> None:
+    """`default` is the engine of this run, by buildx; `test_buildkit.py` has a builder elsewhere."""
+    plugins = _unpacked_tools() / "usr/libexec/docker/cli-plugins"
+    path = f"{plugins}:{small.environment['PATH']}"
+    small.build_py("build", "tiny", "--builder", "default", PATH=path).ok()
+    assert any(
+        "docker-buildx" in each["command"] and "'build'" in each["command"] for each in small.children()
+    )
+    small.build_py("smoke", "tiny").ok()
+    for name, said in (("none-such", "docker buildx ls"), ("", "names no builder")):
+        refused = small.build_py("build", "tiny", f"--builder={name}", PATH=path)
+        assert refused.code == UsageError.exit_code
+        assert said in refused.err

@@ -161,7 +161,7 @@ def test_the_identity_of_gitlab_is_removed() -> None:
 class _Tokens(BaseHTTPRequestHandler):
     """Answers as GitHub's token service does, to whoever has the request token."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         known = (
             self.headers["Authorization"] == "bearer asked" and self.path == "/token?a=b&audience=modelbake"
         )
