@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from modelbake.errors import UsageError
@@ -45,6 +48,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     """Print one line of JSON. Every model of models.yaml is planned first, also what has not changed."""
+    with _without_collections():
+        _run(args, workspace, output)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Look for no garbage: nearly all objects live to the end, and looking takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.matrix import github, gitlab, shared_out
 
     if args.jobs < 1:
