@@ -134,7 +134,9 @@ class AzuriteServer(StoreProcess):
 
     def client(self, credential: Any = None) -> BlobServiceClient:
         """The SDK's client; with the account's key unless told. It tries once."""
-        verify = {"connection_verify": str(self.certificate.authority)} if self.certificate else {}
+        verify: dict[str, Any] = (
+            {"connection_verify": str(self.certificate.authority)} if self.certificate else {}
+        )
         credential = credential or {"account_name": ACCOUNT, "account_key": self.key}
         return BlobServiceClient(self.account_url, credential=credential, retry_total=0, **verify)
 

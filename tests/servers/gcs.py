@@ -5,15 +5,15 @@
         generation = gcs.put(bucket, "llama 3/model.safetensors", data)
         environment = gcs.environment_for(gcs.reader)   # GOOGLE_APPLICATION_CREDENTIALS
 
-The emulators to be had from Python's registry know neither an object's old generations nor who asks. Here: the
-JSON API (buckets, objects, pages, generations, preconditions, ranges, media, multipart and resumable uploads,
-compose), V4 signed addresses (`/BUCKET/OBJECT?X-Goog-Signature=`), and the token service of service accounts: a
-key file's assertion is verified and gets a bearer token that ends.
+The emulators to be had from Python's registry know neither an object's old generations nor who asks. Here:
+the JSON API (buckets, objects, pages, generations, preconditions, ranges, media, multipart and resumable
+uploads, compose), V4 signed addresses (`/BUCKET/OBJECT?X-Goog-Signature=`), and the token service of service
+accounts: a key file's assertion is verified and gets a bearer token that ends.
 https://docs.cloud.google.com/storage/docs/json_api
 
 Differs from the real service: rights are the account's, for every bucket alike; no conditions, no folders
-(`delimiter` is refused), no `userProject`, no transcoding of gzip, no customer's encryption keys; the Security
-Token Service (downscoped tokens) and IAM's signBlob are not there; errors have code and message only.
+(`delimiter` is refused), no `userProject`, no transcoding of gzip, no customer's encryption keys; no Security
+Token Service (downscoped tokens), no signBlob of IAM; errors have code and message only.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -299,7 +300,7 @@ class GcsServer(RunsInThread, http.server.ThreadingHTTPServer):
 
     def client(self, account: Account | None = None) -> storage.Client:
         """The SDK's client; the owner's unless told."""
-        credentials = service_account.Credentials.from_service_account_file(
+        credentials = service_account.Credentials.from_service_account_file(  # type: ignore[no-untyped-call]
             str((account or self.owner).key_file),
             scopes=["https://www.googleapis.com/auth/devstorage.read_write"],
         )
@@ -369,7 +370,7 @@ class GcsServer(RunsInThread, http.server.ThreadingHTTPServer):
                 f"Permission '{right}' denied on resource (or it may not exist).",
             )
 
-    def signer(self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Account:
+    def signer(self, method: str, path: str, query: Mapping[str, str], headers: Message) -> Account:
         """Who signed an address. https://docs.cloud.google.com/storage/docs/authentication/canonical-requests"""
         if "X-Goog-Signature" not in query:
             raise Refused(403, "AccessDenied")

@@ -168,7 +168,7 @@ class MLflowServer(StoreProcess):
     def artifact(self, name: str, version: str, path: str) -> Path:
         """The file behind an artifact of a version: a test replaces or removes it."""
         query = f"name={quote(name)}&version={quote(version)}"
-        found = self.ask(f"model-versions/get-download-uri?{query}")["artifact_uri"]
+        found = str(self.ask(f"model-versions/get-download-uri?{query}")["artifact_uri"])
         return self.files / found.removeprefix("mlflow-artifacts:/") / path
 
     # --- requests -------------------------------------------------------------------------------
