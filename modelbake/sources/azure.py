@@ -62,7 +62,8 @@ class AzureStore(AddressedStore):
     noun = "container"
 
     def __init__(self, account: str, server: str, container: str, prefix: str, subject: str) -> None:
-        self._session = equip(requests.Session(), subject)
+        self._session = requests.Session()
+        equip(self._session, subject=subject)
         transport = RequestsTransport(session=self._session, session_owner=False)
         self._access = find_access(account, server, transport, subject)
         super().__init__(subject, self._access.url)

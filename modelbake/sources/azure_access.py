@@ -28,6 +28,7 @@ CHAIN = (
     "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN, then DefaultAzureCredential"
     ": service principal or workload identity of the environment, managed identity, az, PowerShell, azd"
 )
+_NAMES = ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN")
 _SCOPE = "https://storage.azure.com/.default"
 _SPARE = 300  # seconds before its end that a token is not used any more
 _QUERY = re.compile(r"\??([!-~]+)")
@@ -94,9 +95,11 @@ def find_access(account: str, server: str, transport: RequestsTransport, subject
                 "AZURE_STORAGE_SAS_TOKEN",
                 sas=_sas(sas, "AZURE_STORAGE_SAS_TOKEN", subject),
             )
+    of_another = [name for name in _NAMES if environ.get(name)]
+    besides = f" ({', '.join(of_another)}: of another account)" if of_another else ""
     if server.startswith("http://"):
         raise SourceAuthError(
-            "there is no key or signature for it, and a token of Entra ID is sent over TLS only",
+            f"there is no key or signature for it{besides}, and Entra ID's tokens are sent over TLS only",
             subject=subject,
             hint=f"tried: {CHAIN}",
         )

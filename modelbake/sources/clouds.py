@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -57,12 +58,12 @@ class _Trusting(HTTPAdapter):
         )
 
 
-def equip(session: requests.Session, subject: str) -> requests.Session:
-    """Return the session, which now trusts and waits as we do. Raises SourceError, UsageError."""
-    adapter = _Trusting(subject)
-    session.mount("https://", adapter)
-    session.mount("http://", adapter)
-    return session
+def equip(*sessions: requests.Session, subject: str) -> None:
+    """Have sessions trust and wait as we do. Raises SourceError, UsageError."""
+    adapter = _Trusting(subject)  # one: authorities take long to load
+    for session in sessions:
+        session.mount("https://", adapter)
+        session.mount("http://", adapter)
 
 
 class LiveHeaders(Mapping[str, str]):
@@ -87,10 +88,12 @@ class LiveHeaders(Mapping[str, str]):
 
 
 def pages_of(pages: Iterator[Any], subject: str) -> Iterator[list[Any]]:
-    """Yield the pages of a library's listing, each asked for within a time. Raises SourceUnavailable."""
+    """Yield the pages of a library's listing; each has its time, and all have. Raises SourceUnavailable."""
+    deadline = time.monotonic() + PATIENCE.listing
     while True:
+        left = min(PATIENCE.answer, deadline - time.monotonic())
         try:
-            page = within(PATIENCE.answer, lambda: _next(pages), late=lambda _: None)
+            page = within(left, lambda: _next(pages), late=lambda _: None)
         except TimeoutError as error:
             raise SourceUnavailable("the listing does not come in time", subject=subject) from error
         if page is None:

@@ -23,7 +23,7 @@ from google.oauth2 import service_account
 
 from modelbake.errors import RevisionNotFound, SourceError
 from modelbake.sources.clouds import TIMEOUT, LiveHeaders, pages_of
-from modelbake.sources.gcs_access import READ, WRITE, Access, find_access, refused, translated
+from modelbake.sources.gcs_access import READ, WRITE, Access, refused, translated
 from modelbake.sources.kinds import subject_of
 from modelbake.sources.reading import Address
 from modelbake.sources.store import AddressedStore, StoredFile, hex_of
@@ -47,7 +47,7 @@ def open_store(spec: SourceSpec | LockedSource) -> GcsStore:
     bucket, _, prefix = spec.source.removeprefix("gs://").partition("/")
     prefix = prefix.rstrip("/")
     subject = subject_of(spec)
-    return GcsStore(bucket, prefix and f"{prefix}/", subject, find_access(spec.server, READ, subject))
+    return GcsStore(bucket, prefix and f"{prefix}/", subject, Access(READ, spec.server, subject))
 
 
 class GcsStore(AddressedStore):
@@ -127,7 +127,7 @@ class GcsStore(AddressedStore):
         `content` can be sought in, from where it is now: what does not arrive is sent again.
         """
         with (
-            closing(find_access(self._access.server, WRITE, self.subject)) as writer,
+            closing(Access(WRITE, self._access.server, self.subject)) as writer,
             translated(writer, self.subject, exists=path),
         ):
             blob = writer.client.bucket(self._bucket).blob(self._prefix + path, chunk_size=_PIECE)

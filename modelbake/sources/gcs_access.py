@@ -42,17 +42,21 @@ _KEPT_HEADERS = ("authorization", "x-goog-user-project")
 
 
 class Access:
-    """Credentials with one scope, and a client that has them. `server`: as models.yaml names it, or ""."""
+    """This machine's credentials with one scope, and a client that has them.
 
-    def __init__(self, credentials: Any, scope: str, server: str, subject: str) -> None:
-        self._session = equip(requests.Session(), subject)
+    `server`: as models.yaml names it, or "". Raises SourceAuthError for credentials that cannot be used.
+    """
+
+    def __init__(self, scope: str, server: str, subject: str) -> None:
+        self.scope, self.server = scope, server
+        self._session = requests.Session()
         self._request = Request(self._session)
-        self.credentials, self.scope, self.server = credentials, scope, server
-        http = AuthorizedSession(credentials, auth_request=self._request)  # type: ignore[no-untyped-call]
-        equip(http, subject)
+        http = AuthorizedSession(None, auth_request=self._request)  # type: ignore[no-untyped-call]
+        equip(self._session, http, subject=subject)
+        self.credentials = http.credentials = _credentials(scope, server, self._request, subject)
         options = {"api_endpoint": server} if server else None
         # Listing and reading belong to no project; without a name the library would go and look for one.
-        self.client = storage.Client("-", credentials, _http=http, client_options=options)
+        self.client = storage.Client("-", self.credentials, _http=http, client_options=options)
 
     @property
     def is_anonymous(self) -> bool:
@@ -76,25 +80,23 @@ class Access:
         self._session.close()
 
 
-def find_access(server: str, scope: str, subject: str) -> Access:
-    """Return what this machine's credentials open. Raises SourceAuthError where they cannot be used."""
+def _credentials(scope: str, server: str, request: Request, subject: str) -> Any:
+    """Return what this machine has. Raises SourceAuthError where it cannot be used."""
     if not server and os.environ.get("STORAGE_EMULATOR_HOST"):
-        return Access(_anonymous(), scope, server, subject)
-    with equip(requests.Session(), subject) as session:
-        try:
-            credentials, _ = google.auth.default(scopes=[scope], request=Request(session))
-        except DefaultCredentialsError as error:
-            named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
-            if named or "were not found" not in str(error):
-                raise SourceAuthError(
-                    "Google's credentials on this machine cannot be used: a file is missing or damaged",
-                    subject=subject,
-                    hint=f"tried: {_CHAIN}" + (f"; the first names {shown(named)}" if named else ""),
-                ) from error
-            credentials = _anonymous()
-        except (GoogleAuthError, ValueError, OSError) as error:
-            raise _of_credentials(error, subject) from error
-    return Access(credentials, scope, server, subject)
+        return _anonymous()
+    try:
+        return google.auth.default(scopes=[scope], request=request)[0]
+    except DefaultCredentialsError as error:
+        named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+        if not named and "were not found" in str(error):
+            return _anonymous()
+        raise SourceAuthError(
+            "Google's credentials on this machine cannot be used: a file is missing or damaged",
+            subject=subject,
+            hint=f"tried: {_CHAIN}" + (f"; the first names {shown(named)}" if named else ""),
+        ) from error
+    except (GoogleAuthError, ValueError, OSError) as error:
+        raise _of_credentials(error, subject) from error
 
 
 def _anonymous() -> AnonymousCredentials:
