@@ -104,7 +104,10 @@ def find_access(account: str, server: str, transport: RequestsTransport, subject
             hint=f"tried: {CHAIN}",
         )
     return Access(
-        account, server or usual, "DefaultAzureCredential", token=Token(_default(transport, subject))
+        account,
+        server or usual,
+        f"DefaultAzureCredential{besides}",
+        token=Token(_default(transport, subject)),
     )
 
 

@@ -6,7 +6,6 @@ Google's and Azure's libraries talk by `requests`: one adapter holds both to wha
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -67,24 +66,24 @@ def equip(*sessions: requests.Session, subject: str) -> None:
 
 
 class LiveHeaders(Mapping[str, str]):
-    """The headers of a request, made whenever one is sent: a token ends long before a large file does."""
+    """The headers of requests, made for each: a token ends long before a large file does.
+
+    Whoever copies them has those of one moment.
+    """
 
     def __init__(self, make: Callable[[], Mapping[str, str]]) -> None:
         self._make = make
-        self._one = threading.Lock()
-
-    def _now(self) -> Mapping[str, str]:
-        with self._one:
-            return self._make()
-
-    def __getitem__(self, name: str) -> str:
-        return self._now()[name]
+        self._made: Mapping[str, str] = {}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._now())
+        self._made = self._make()
+        return iter(self._made)
+
+    def __getitem__(self, name: str) -> str:
+        return (self._made or self._make())[name]
 
     def __len__(self) -> int:
-        return len(self._now())
+        return len(self._make())
 
 
 def pages_of(pages: Iterator[Any], subject: str) -> Iterator[list[Any]]:

@@ -9,6 +9,7 @@ https://docs.cloud.google.com/docs/authentication/application-default-credential
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,7 @@ class Access:
 
     def __init__(self, scope: str, server: str, subject: str) -> None:
         self.scope, self.server = scope, server
+        self._one = threading.Lock()
         self._session = requests.Session()
         self._request = Request(self._session)
         http = AuthorizedSession(None, auth_request=self._request)  # type: ignore[no-untyped-call]
@@ -66,7 +68,8 @@ class Access:
     def headers(self) -> dict[str, str]:
         """Return what a request has to say; a token that ends soon is renewed. Raises GoogleAuthError."""
         made: dict[str, str] = {}
-        self.credentials.before_request(self._request, "GET", "", made)
+        with self._one:
+            self.credentials.before_request(self._request, "GET", "", made)
         return {name.lower(): value for name, value in made.items() if name.lower() in _KEPT_HEADERS}
 
     def renew(self) -> None:

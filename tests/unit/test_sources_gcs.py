@@ -232,12 +232,9 @@ def test_what_is_no_store_is_said_to_be(spec: SourceSpec, monkeypatch: pytest.Mo
     nobody = spec.model_copy(update={"server": f"http://127.0.0.1:{free_port()}"})
     with pytest.raises(SourceUnavailable, match="cannot be reached"):
         list(open_store(nobody).listing())
-    for answer in (
-        [],
-        {"items": [7]},
-        {"items": [{"name": "llama 3/x", "size": "1"}]},
-        {"items": {"a": "b"}},
-    ):
+    unversioned = {"items": [{"name": "llama 3/x", "size": "1"}]}
+    answers: list[Any] = [[], {"items": [7]}, unversioned, {"items": {"a": "b"}}]
+    for answer in answers:
         monkeypatch.setattr("google.cloud._http.JSONConnection.api_request", lambda *_, **__: answer)  # noqa: B023
         with pytest.raises(SourceError, match=r"no Google Cloud Storage|does not"):
             list(open_store(spec).listing())
