@@ -53,13 +53,13 @@ class StoredFile:
 
     `path`: below the source's address. `version`: what the store calls these very bytes, 1 to 1024 printable
     ASCII characters. `checksum`: what it says of them, `sha256`, `sha1`, `md5` or `crc32c` and lower-case hex
-    digits; only one of the whole object.
+    digits; only one of the whole object; or what asks for it, where that takes a question for each object.
     """
 
     path: str
     size: int
     version: str
-    checksum: tuple[str, str] | None = None
+    checksum: tuple[str, str] | Callable[[], tuple[str, str] | None] | None = None
 
 
 class Store(Protocol):
@@ -194,7 +194,8 @@ class StoreSource:
             return LockedFile(file.path, file.size, sha256, file.version), None
         started, size, kept = time.monotonic(), 0, bytearray()
         digest = hashlib.sha256()
-        algorithm, said = file.checksum or ("sha256", "")
+        checksum = file.checksum() if callable(file.checksum) else file.checksum
+        algorithm, said = checksum or ("sha256", "")
         second = _HASHES[algorithm]() if said and algorithm != "sha256" else None
         pieces = reader.read(_unhashed(file))
         for piece in pieces:
