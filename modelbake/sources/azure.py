@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from modelbake.locked import LockedFile, LockedSource
     from modelbake.sources.patience import Patience
 
-_FOR_A_BUILD, _FOR_US = timedelta(hours=3), timedelta(hours=24)
+_GOOD_FOR = timedelta(hours=3)
 _SKEW = timedelta(minutes=15)  # that clocks may differ
 _API = "2021-12-02"  # the version of the REST API that reading speaks
 _PAGE = 5000  # blobs; the most that the service gives
@@ -95,8 +96,9 @@ class AzureStore(AddressedStore):
 
     def address(self, file: LockedFile) -> Address:
         """See Store."""
-        sas = self._access.sas.reveal() if self._access.sas is not None else self._signed(file, _FOR_A_BUILD)
-        return self._at(file, sas, self._demand(file))
+        if self._access.sas is not None:
+            return self._at(file, self._access.sas.reveal(), self._demand(file))
+        return replace(self._at(file, self._signed(file), self._demand(file)), expires=True)
 
     def locate(self, file: LockedFile, patience: Patience, stop: Any) -> Address:
         """Return where this program reads a file: its own server's word is final, and clear."""
@@ -106,9 +108,7 @@ class AzureStore(AddressedStore):
             )
         if self._access.token is not None:
             return self._at(file, "", LiveHeaders(lambda: self._bearer(file)))
-        if self._access.sas is not None:
-            return self.address(file)
-        return self._at(file, self._signed(file, _FOR_US), self._demand(file))
+        return self.address(file)
 
     def refuse(self, file: LockedFile, status: int, headers: Mapping[str, str]) -> NoReturn:
         """Raise what an answer means."""
@@ -164,9 +164,9 @@ class AzureStore(AddressedStore):
             token = self._access.token.header()
         return {"authorization": token, "x-ms-version": _API, **self._demand(file)}
 
-    def _signed(self, file: LockedFile, lasting: timedelta) -> str:
+    def _signed(self, file: LockedFile) -> str:
         """Return a signature for reading one blob, and one version of it where there are versions."""
-        ends = datetime.now(UTC) + lasting
+        ends = datetime.now(UTC) + _GOOD_FOR
         right: dict[str, Any] = {}
         if self._access.key is not None:
             right["account_key"] = self._access.key.reveal()
@@ -191,7 +191,7 @@ class AzureStore(AddressedStore):
         with self._delegating, translated(self._access, self.subject):
             if self._delegation is None:
                 start = datetime.now(UTC) - _SKEW
-                self._delegation = self._service.get_user_delegation_key(start, ends + _FOR_A_BUILD)
+                self._delegation = self._service.get_user_delegation_key(start, ends + _GOOD_FOR)
             return self._delegation
 
 

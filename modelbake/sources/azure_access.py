@@ -112,11 +112,17 @@ def find_access(account: str, server: str, transport: RequestsTransport, subject
 
 
 def _default(transport: RequestsTransport, subject: str) -> Any:
-    from azure.identity import DefaultAzureCredential
+    from azure.identity import ClientSecretCredential, DefaultAzureCredential
 
+    environ = environment()
+    principal = [environ.get(f"AZURE_{name}", "") for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET")]
+    chosen = environ.get("AZURE_TOKEN_CREDENTIALS", "").strip().lower()
     try:
+        # The chain's first link, which would look for the secret where no child may find it.
+        if all(principal) and chosen in ("", "prod", "environmentcredential"):
+            return ClientSecretCredential(*principal, transport=transport, retry_total=2)
         return DefaultAzureCredential(transport=transport, retry_total=2)
-    except ValueError as error:  # of AZURE_AUTHORITY_HOST, AZURE_TOKEN_CREDENTIALS
+    except ValueError as error:  # of AZURE_AUTHORITY_HOST, AZURE_TOKEN_CREDENTIALS, AZURE_TENANT_ID
         raise SourceAuthError(
             "the variables AZURE_... of the environment contradict themselves",
             subject=subject,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.shelves import SHELVES, Shelf
+from tests.integration.shelves import SERVERS, SHELVES, Shelf
 from tests.integration.test_publish import tree_of
 from tests.integration.world import World
 
@@ -28,7 +28,8 @@ TAKEN = [path for path in FILES if not path.startswith("onnx/")]
 @pytest.fixture(params=SHELVES)
 def shelf(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Shelf:
     """Return a source of each kind, and a world whose model `tiny` is of it."""
-    made = SHELVES[request.param](world, FILES, tmp_path)
+    server = [request.getfixturevalue(SERVERS[request.param])] if request.param in SERVERS else []
+    made = SHELVES[request.param](world, FILES, tmp_path, *server)
     world.environment |= made.environment
     world.secrets |= made.secrets
     world.models(tiny={**made.entry, "exclude": ["onnx/*"]})

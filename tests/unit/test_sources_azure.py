@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -22,9 +23,10 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.identity import CredentialUnavailableError
+from azure.identity import ClientSecretCredential, CredentialUnavailableError, DefaultAzureCredential
 from azure.storage.blob import BlobProperties, UserDelegationKey
 
+from modelbake import process
 from modelbake.config import SourceSpec
 from modelbake.errors import (
     RevisionNotFound,
@@ -54,6 +56,8 @@ NAME = "é 1+%20.bin"
 def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CONNECTION_STRING", "ACCOUNT", "KEY", "SAS_TOKEN"):
         monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
+    for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET", "TOKEN_CREDENTIALS", "AUTHORITY_HOST"):
+        monkeypatch.delenv(f"AZURE_{name}", raising=False)
     monkeypatch.setattr(clouds, "trust", lambda: None)
 
 
@@ -90,6 +94,27 @@ def test_the_first_right_for_this_account_is_taken(opened: Callable[..., AzureSt
     by_endpoint = f"BlobEndpoint=https://other.blob.core.windows.net/;SharedAccessSignature={SAS}"
     assert "of another account" in named(CONNECTION_STRING=by_endpoint)
     assert named(CONNECTION_STRING=by_endpoint.replace("other", "team")) == "AZURE_STORAGE_CONNECTION_STRING"
+
+
+def test_a_service_principal_is_found_though_no_child_may_have_its_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET"):
+        monkeypatch.setenv(f"AZURE_{name}", "principalCANARY")
+    with process.secrets_withheld():
+        assert "AZURE_CLIENT_SECRET" not in os.environ
+        token = open_store(SPEC)._access.token
+        assert token is not None and isinstance(token.credential, ClientSecretCredential)
+        monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+        token = open_store(SPEC)._access.token
+        assert token is not None and isinstance(token.credential, DefaultAzureCredential)
+        for name, value in (("TENANT_ID", "no such/tenant"), ("TOKEN_CREDENTIALS", "CANARY")):
+            monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "")
+            monkeypatch.setenv(f"AZURE_{name}", value)
+            with pytest.raises(SourceAuthError, match="contradict") as caught:
+                open_store(SPEC)
+            assert "CANARY" not in str(caught.value)
+            monkeypatch.setenv("AZURE_TENANT_ID", "principalCANARY")
 
 
 @pytest.mark.parametrize(
@@ -153,6 +178,9 @@ def test_an_address_is_of_one_blob_and_one_version(opened: Callable[..., AzureSt
             ["https"],
         )
         assert dict(address.headers) == {} and KEY not in address.url
+        assert address.own and address.expires, (
+            "the account's own word, once its time is over another is signed"
+        )
     address = store.address(_file(ETAG))
     query = parse_qs(urlsplit(address.url).query)
     assert "versionid" not in query and query["sr"] == ["b"] and dict(address.headers) == {"if-match": ETAG}

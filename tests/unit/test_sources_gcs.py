@@ -31,8 +31,9 @@ from modelbake.locked import LockedFile, LockedSource
 from modelbake.sources import clouds, gcs, reading
 from modelbake.sources.gcs import GcsStore, open_store
 from modelbake.sources.reading import Address
-from modelbake.sources.store import StoreSource
+from modelbake.sources.store import MOST_FILES, StoreSource
 from modelbake.trust import trust
+from tests.promises import cases
 from tests.servers.gcs import Account, GcsServer
 from tests.servers.running import free_port
 
@@ -238,6 +239,15 @@ def test_what_is_no_store_is_said_to_be(spec: SourceSpec, monkeypatch: pytest.Mo
         monkeypatch.setattr("google.cloud._http.JSONConnection.api_request", lambda *_, **__: answer)  # noqa: B023
         with pytest.raises(SourceError, match=r"no Google Cloud Storage|does not"):
             list(open_store(spec).listing())
+
+
+def test_listings_have_many_pages(server: GcsServer, spec: SourceSpec) -> None:
+    bucket, count = spec.source.split("/")[2], cases(1_500, MOST_FILES)
+    server.fill(bucket, "many/", count)
+    server.seen.clear()
+    many = spec.model_copy(update={"source": f"gs://{bucket}/many"})
+    assert len(list(open_store(many).listing())) == count
+    assert len([path for _, path in server.seen if "/o?" in path]) == -(-count // 1000)
 
 
 def test_a_damaged_bundle_of_authorities_is_refused(
