@@ -114,10 +114,6 @@ class S3Store(AddressedStore):
             except S3UploadFailedError as error:
                 raise SourceUnavailable("the upload failed", subject=self.subject) from error
 
-    def close(self) -> None:
-        """Let go of connections."""
-        self._client.close()
-
     def _entries(self) -> Iterator[Mapping[str, Any]]:
         """Yield what S3 lists of each object; without a version id where it cannot be had."""
         where = {"Bucket": self._bucket, "Prefix": self._prefix}
