@@ -30,7 +30,7 @@ from azure.storage.blob import (
 
 from modelbake.errors import SourceError
 from modelbake.sources.azure_access import find_access
-from modelbake.sources.azure_errors import refusal, translated
+from modelbake.sources.azure_errors import DELEGATE, refusal, translated
 from modelbake.sources.clouds import LiveHeaders, equip, pages_of
 from modelbake.sources.kinds import subject_of
 from modelbake.sources.reading import Address
@@ -188,7 +188,7 @@ class AzureStore(AddressedStore):
             )
 
     def _delegated(self, ends: datetime) -> UserDelegationKey:
-        with self._delegating, translated(self._access, self.subject):
+        with self._delegating, translated(self._access, self.subject, needed=DELEGATE):
             if self._delegation is None:
                 start = datetime.now(UTC) - _SKEW
                 self._delegation = self._service.get_user_delegation_key(start, ends + _GOOD_FOR)

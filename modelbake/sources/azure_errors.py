@@ -30,6 +30,7 @@ from modelbake.weightpath import shown
 
 _READ = "the role Storage Blob Data Reader, or the signature's permissions read and list"
 _WRITE = "the role Storage Blob Data Contributor, or the signature's permissions read, list and create"
+DELEGATE = "the role Storage Blob Delegator on the whole account, besides Storage Blob Data Reader"
 _KEPT = "the store keeps old contents only where the account's versioning is on"
 
 
@@ -57,14 +58,18 @@ def refusal(status: int, code: str, access: Access, subject: str) -> SourceError
 
 
 @contextmanager
-def translated(access: Access, subject: str, exists: str = "") -> Iterator[None]:
-    """Raise errors of Azure's libraries as SourceError. `exists`: the path that may not be there yet."""
+def translated(access: Access, subject: str, exists: str = "", needed: str = "") -> Iterator[None]:
+    """Raise errors of Azure's libraries as SourceError.
+
+    `exists`: the path that may not be there yet. `needed`: the least right, if that is not to read or write.
+    """
+    needed = needed or (_WRITE if exists else _READ)
     try:
         yield
     except SourceError:
         raise
     except HttpResponseError as error:
-        raise _of_answer(error, access, subject, exists) from error
+        raise _of_answer(error, access, subject, exists, needed) from error
     except (ServiceRequestError, ServiceResponseError, requests.RequestException) as error:
         raise SourceUnavailable(f"cannot be reached ({type(error).__name__})", subject=subject) from error
     except (AzureError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -77,7 +82,9 @@ def translated(access: Access, subject: str, exists: str = "") -> Iterator[None]
         raise SourceUnavailable(f"cannot be reached ({type(error).__name__})", subject=subject) from error
 
 
-def _of_answer(error: HttpResponseError, access: Access, subject: str, exists: str) -> SourceError:
+def _of_answer(
+    error: HttpResponseError, access: Access, subject: str, exists: str, needed: str
+) -> SourceError:
     status, code = error.status_code or 0, str(getattr(error, "error_code", "") or "")
     if isinstance(error, ClientAuthenticationError) and not hasattr(error, "error_code"):
         # Of Entra ID, whose text tells the chain's whole story; nothing of it but the number of its reason.
@@ -85,10 +92,10 @@ def _of_answer(error: HttpResponseError, access: Access, subject: str, exists: s
         return SourceAuthError(
             "no token of Entra ID can be had on this machine" + (f" ({found[0]})" if found else ""),
             subject=subject,
-            hint=f"tried: {CHAIN}. It needs {_READ}",
+            hint=f"tried: {CHAIN}. It needs {needed}",
         )
     if status in (401, 403) or code == "InvalidAuthenticationInfo":
-        return _refused(access, code, subject, _WRITE if exists else _READ)
+        return _refused(access, code, subject, needed)
     if status == 404:
         return _no_container(subject)
     if exists and (status == 409 or status == 412):

@@ -232,6 +232,15 @@ def test_a_builder_gets_a_signature_by_a_delegated_key(
         assert query["sp"] == ["r"] and query["skoid"] == ["7"]
     assert len(asked) == 1, "one key signs them all"
 
+    def refuse(*times: Any) -> UserDelegationKey:
+        raise _answer(403, "AuthorizationPermissionMismatch")
+
+    store = opened()
+    monkeypatch.setattr(store._service, "get_user_delegation_key", refuse)
+    with pytest.raises(SourceAuthError) as caught:
+        store.address(_file(ETAG))
+    assert "Storage Blob Delegator on the whole account" in caught.value.hint
+
 
 def _blob(name: Any = f"llama 3/{NAME}", **facts: Any) -> Any:
     blob: Any = BlobProperties(name=name)
