@@ -80,7 +80,7 @@ class GcsStore(AddressedStore):
         """See Store."""
         credentials = self._access.credentials
         if not isinstance(credentials, service_account.Credentials):
-            # The longest that there is: a token that was asked for a while ago may be near its end.
+            # A token that was asked for a while ago may be near its end: once for all files of a build.
             with translated(self._access, self.subject):
                 self._access.renew()
             return self._at_api(file, self._access.headers())

@@ -50,7 +50,7 @@ class Access:
 
     def __init__(self, scope: str, server: str, subject: str) -> None:
         self.scope, self.server = scope, server
-        self._one = threading.Lock()
+        self._one, self._is_new = threading.Lock(), False
         self._session = requests.Session()
         self._request = Request(self._session)
         http = AuthorizedSession(None, auth_request=self._request)  # type: ignore[no-untyped-call]
@@ -73,9 +73,11 @@ class Access:
         return {name.lower(): value for name, value in made.items() if name.lower() in _KEPT_HEADERS}
 
     def renew(self) -> None:
-        """Have a new token. Raises GoogleAuthError."""
-        if not self.is_anonymous:
-            self.credentials.refresh(self._request)
+        """Have a new token, if that was not asked before. Raises GoogleAuthError."""
+        with self._one:
+            if not (self.is_anonymous or self._is_new):
+                self.credentials.refresh(self._request)
+            self._is_new = True
 
     def close(self) -> None:
         """Let go of connections."""

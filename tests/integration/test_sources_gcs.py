@@ -30,9 +30,8 @@ def test_lock_tells_no_secret_and_is_whole_or_not_at_all(world: World, gcs_serve
     files = json.loads(lock)["models"]["tiny"]["files"]
     assert {file["path"]: file["version"] for file in files} == generations
     gcs_server.put(bucket, "llama/config.json", b'{"kind": "tiny", "more": 1}')
-    for account in (gcs_server.stranger, gcs_server.wrong, None):
-        environment = {"GOOGLE_APPLICATION_CREDENTIALS": None, **gcs_server.environment_for(account)}
-        refused = world.build_py(*arguments, **environment)
+    for somebody in (gcs_server.stranger, gcs_server.wrong, None):
+        refused = world.build_py(*arguments, **gcs_server.environment_for(somebody))
         assert refused.code == SourceAuthError.exit_code, refused.err
         assert "GOOGLE_APPLICATION_CREDENTIALS" in refused.err
         assert (world.folder / "models.lock").read_bytes() == lock
