@@ -11,6 +11,7 @@ https://docs.cloud.google.com/storage/docs/json_api/v1/objects/get
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import timedelta
@@ -83,7 +84,7 @@ class GcsStore(AddressedStore):
             # A token that was asked for a while ago may be near its end: once for all files of a build.
             with translated(self._access, self.subject):
                 self._access.renew()
-            return self._at_api(file, self._access.headers())
+            return self._at_api(file, self._headers())
         with translated(self._access, self.subject):
             url = (
                 self._access.client.bucket(self._bucket)
@@ -91,7 +92,7 @@ class GcsStore(AddressedStore):
                 .generate_signed_url(
                     version="v4",
                     expiration=_SIGNED_FOR,
-                    generation=int(file.version),
+                    generation=self._generation(file),
                     credentials=credentials,
                     api_access_endpoint=self.server,
                 )
@@ -155,6 +156,15 @@ class GcsStore(AddressedStore):
             checksum = ("crc32c", crc32c)
         return StoredFile(path, blob.size, str(blob.generation), checksum)
 
+    def _generation(self, file: LockedFile) -> int:
+        if not re.fullmatch(r"[0-9]{1,19}", file.version):
+            raise RevisionNotFound(
+                f"{shown(file.version)} is no generation",
+                subject=f"{self.subject}: {shown(file.path)}",
+                hint="was models.lock edited? Restore it with git",
+            )
+        return int(file.version)
+
     def _headers(self) -> Mapping[str, str]:
         try:
             return self._access.headers()
@@ -164,5 +174,5 @@ class GcsStore(AddressedStore):
 
     def _at_api(self, file: LockedFile, headers: Mapping[str, str]) -> Address:
         name = quote(self._prefix + file.path, safe="")
-        url = f"{self.server}/storage/v1/b/{self._bucket}/o/{name}?alt=media&generation={file.version}"
-        return Address(url, headers, own=True)
+        query = f"alt=media&generation={self._generation(file)}"
+        return Address(f"{self.server}/storage/v1/b/{self._bucket}/o/{name}?{query}", headers, own=True)

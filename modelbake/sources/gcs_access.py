@@ -58,7 +58,10 @@ class Access:
         self.credentials = http.credentials = _credentials(scope, server, self._request, subject)
         options = {"api_endpoint": server} if server else None
         # Listing and reading belong to no project; without a name the library would go and look for one.
-        self.client = storage.Client("-", self.credentials, _http=http, client_options=options)
+        try:
+            self.client = storage.Client("-", self.credentials, _http=http, client_options=options)
+        except (GoogleAuthError, ValueError, OSError) as error:  # it asks which cloud they are of
+            raise _of_credentials(error, subject) from error
 
     @property
     def is_anonymous(self) -> bool:

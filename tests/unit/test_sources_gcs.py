@@ -178,6 +178,14 @@ def test_what_is_gone_is_said_to_be(server: GcsServer, spec: SourceSpec) -> None
         list(open_store(spec.model_copy(update={"source": "gs://no-such-bucket/x"})).listing())
 
 
+@pytest.mark.parametrize("version", ["1&alt=json", "x", "-1"])
+def test_a_version_that_is_no_generation_is_asked_of_nobody(spec: SourceSpec, version: str) -> None:
+    store, file = open_store(spec), LockedFile(NAME, 1, "", version)
+    for ask in (lambda: store.address(file), lambda: read(store, file)):
+        with pytest.raises(RevisionNotFound, match=r"%20\.safetensors: .* is no generation"):
+            ask()
+
+
 def test_every_refusal_names_what_was_tried(
     server: GcsServer,
     spec: SourceSpec,
