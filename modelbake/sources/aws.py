@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 import weakref
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,8 @@ _LONGEST_SEARCH = 20.0  # seconds for all of the chain; each provider has less, 
 # Their warnings come with tracebacks; our own errors say the same.
 for _name in ("botocore", "boto3", "s3transfer", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
+_REMEMBERED = 30.0  # seconds
+_FAILED: dict[_Surroundings, tuple[float, Exception]] = {}
 _GUARD = threading.Lock()  # a session makes one client at a time
 
 
@@ -44,7 +47,7 @@ def client(service: str, subject: str, *, endpoint: str = "", region: str = "") 
         surroundings = _surroundings()
         session, _ = _sessions(surroundings)
         try:
-            within(_LONGEST_SEARCH, lambda: _found(session), late=lambda _: None)
+            _require_credentials(session, surroundings)
         except TimeoutError as error:
             raise SourceAuthError(
                 f"AWS credentials were not found within {_LONGEST_SEARCH:.0f} s (tried: {CHAIN})",
@@ -113,6 +116,18 @@ def _joined(owner: object, usual: Path, own: Path) -> str:
             f"the authorities of {VARIABLE} cannot be used ({error.strerror})", subject=str(own)
         ) from error
     return name
+
+
+def _require_credentials(session: botocore.session.Session, surroundings: _Surroundings) -> None:
+    """Have the session find credentials. A thousand models do not wait a thousand times for none."""
+    when, failure = _FAILED.get(surroundings, (0.0, None))
+    if failure is not None and time.monotonic() - when < _REMEMBERED:
+        raise failure
+    try:
+        within(_LONGEST_SEARCH, lambda: _found(session), late=lambda _: None)
+    except Exception as error:
+        _FAILED[surroundings] = (time.monotonic(), error)
+        raise
 
 
 def _found(session: botocore.session.Session) -> None:

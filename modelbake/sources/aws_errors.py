@@ -62,7 +62,7 @@ def translated(subject: str, *, rights: str) -> Iterator[None]:
             subject=subject,
             hint="is it up, and reachable from here (DNS, firewall, HTTPS_PROXY)? Is the region right?",
         ) from error
-    except (sdk.BotoCoreError, ValueError) as error:
+    except (sdk.BotoCoreError, ValueError, OSError) as error:
         raise SourceError(
             f"cannot be asked for: {shown(str(error), 200)}",
             subject=subject,

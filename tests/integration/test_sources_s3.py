@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from modelbake.errors import (
 from modelbake.locked import LockedFile, LockedModel, LockedSource
 from modelbake.sources import reader_for
 from modelbake.sources.kinds import open_store
+from modelbake.sources.reading import Address
 from modelbake.sources.s3 import S3Store
 from modelbake.sources.sagemaker import PENDING
 from modelbake.sources.store import StoreSource
@@ -287,6 +289,29 @@ def test_addresses_read_one_version_and_do_nothing_else(place: Place) -> None:
     with pytest.raises(urllib.error.HTTPError, match="403") as caught:
         urllib.request.urlopen(changed, timeout=30)  # noqa: S310
     caught.value.close()
+
+
+def test_an_address_that_has_expired_is_signed_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked, _ = lock(place.spec())
+    file = next(file for file in locked.files if file.path == "model.safetensors")
+    store = open_store(place.spec())
+    assert isinstance(store, S3Store)
+    sign, signed = store.address, []
+
+    def stale(file: LockedFile) -> Address:
+        signed.append(file)
+        fresh = sign(file)
+        old = fresh.url.replace("X-Amz-Expires=10800", "X-Amz-Expires=10801")  # the server says 403, too
+        return replace(fresh, url=old if len(signed) <= expired else fresh.url)
+
+    monkeypatch.setattr(store, "address", stale)
+    expired = 1
+    assert b"".join(store.reader(threading.Event()).read(file)) == FILES["model.safetensors"]
+    assert len(signed) == 2
+    signed, expired = [], 99
+    message = fails(SourceUnavailable, lambda: b"".join(store.reader(threading.Event()).read(file)))
+    assert "answers 403" in message
+    assert len(signed) == 2
 
 
 def test_uploads_come_back(place: Place) -> None:
