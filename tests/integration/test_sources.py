@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.integration.aws_shelves import plain_s3_shelf, s3_shelf, sagemaker_shelf
-from tests.integration.shelves import SHELVES, Shelf
+from tests.integration.shelves import SERVERS, SHELVES, Shelf
 from tests.integration.test_publish import tree_of
 from tests.integration.world import World
 
@@ -26,17 +26,17 @@ FILES = {
 TAKEN = [path for path in FILES if not path.startswith("onnx/")]
 
 
-AWS_SHELVES = {"s3": s3_shelf, "s3 without versions": plain_s3_shelf, "sagemaker": sagemaker_shelf}
+_AWS = {"s3": s3_shelf, "s3 without versions": plain_s3_shelf, "sagemaker": sagemaker_shelf}
+_MAKERS = {**SHELVES, **_AWS}
+_SERVERS = {**SERVERS, **dict.fromkeys(_AWS, "s3_server")}
 
 
-@pytest.fixture(params=[*SHELVES, *AWS_SHELVES])
+@pytest.fixture(params=_MAKERS)
 def shelf(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Shelf:
     """Return a source of each kind, and a world whose model `tiny` is of it."""
-    if request.param in AWS_SHELVES:
-        server = request.getfixturevalue("s3_server")
-        made = AWS_SHELVES[request.param](world, FILES, tmp_path, server)
-    else:
-        made = SHELVES[request.param](world, FILES, tmp_path)
+    named = _SERVERS.get(request.param)
+    server = [request.getfixturevalue(named)] if named else []
+    made = _MAKERS[request.param](world, FILES, tmp_path, *server)
     world.environment |= made.environment
     world.secrets |= made.secrets
     world.models(tiny={**made.entry, "exclude": ["onnx/*"]})
