@@ -53,7 +53,10 @@ def _refusal(spec: ModelSpec, files: Sequence[str], unasked: Sequence[str]) -> s
     aside = "" if any(path.endswith(_SAFE) for path in files) else "; there are no safetensors beside"
     convertible = any(map(is_convertible, unasked))
     convert = " have it converted with `convert: safetensors`," if convertible else ""
-    exclude = [*spec.exclude, *(each for each in _patterns(spec, unasked) if each not in spec.exclude)]
+    exclude = [
+        *spec.exclude,
+        *(each for each in patterns_of(unasked, spec.allow_pickle) if each not in spec.exclude),
+    ]
     return (
         f"{spec.name} holds {_listed(unasked)}: by name a pickle, and loading one can run any code{aside}."
         f" Leave it out with `exclude: {_flow(exclude)}`,{convert} or bake it in all the same with"
@@ -61,9 +64,9 @@ def _refusal(spec: ModelSpec, files: Sequence[str], unasked: Sequence[str]) -> s
     )
 
 
-def _patterns(spec: ModelSpec, unasked: Iterable[str]) -> list[str]:
+def patterns_of(unasked: Iterable[str], allowed: Iterable[str]) -> list[str]:
     """Return the shortest patterns that leave these files out, and none that is allowed."""
-    kept = {PurePosixPath(path).suffix for path in spec.allow_pickle}
+    kept = {PurePosixPath(path).suffix for path in allowed}
     suffixes = {path: PurePosixPath(path).suffix for path in unasked}
     return sorted({path if suffix in kept else f"*{suffix}" for path, suffix in suffixes.items()})
 
