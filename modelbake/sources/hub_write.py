@@ -14,8 +14,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
@@ -139,10 +138,7 @@ class HubTarget:
                     added = CommitOperationAdd(path, given)
                     if added.upload_info.sha256.hex() != sha256:
                         raise WrongBytes(f"{shown(path)} was changed meanwhile", subject=self.subject)
-                    with _unwrapped():
-                        self._api.preupload_lfs_files(
-                            self._place.repo, [added], revision=self._spec.revision, free_memory=True
-                        )
+                    self._store(added)
                 break
             except SourceUnavailable:
                 if attempt == _ATTEMPTS:
@@ -184,6 +180,22 @@ class HubTarget:
             raise SourceError("the hub has made a public repository", subject=self.subject)
         self._head, self._missing = info.sha, False
 
+    def _store(self, added: CommitOperationAdd) -> None:
+        """Put a file into the hub's storage, where it goes there. Raises what made it fail.
+
+        huggingface_hub says only that it failed, and what made it so is the cause. That is raised outside of
+        any handler: the two would be each other's context otherwise, and whoever follows that has no end.
+        """
+        failure: BaseException | None = None
+        try:
+            self._api.preupload_lfs_files(
+                self._place.repo, [added], revision=self._spec.revision, free_memory=True
+            )
+        except RuntimeError as error:
+            failure = error.__cause__ or error
+        if failure is not None:
+            raise failure
+
     def _read(self, path: str, size: int) -> str:
         """Return the sha256 of a file that the hub does not say one of."""
         locked = LockedSource.at(self._spec, str(self._head), ())
@@ -194,15 +206,6 @@ class HubTarget:
         finally:
             stop.set()
         return digest.hexdigest()
-
-
-@contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise what made an upload fail, where huggingface_hub says only that it failed."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise error.__cause__ or error from error
 
 
 _RIGHTS = (

@@ -184,7 +184,7 @@ class Hub:
         try:
             if _subject(call)[1]:
                 return self._resolve(call)
-            return self._uploads.answer(call) or self._api.answer(call, self.url)
+            return self._uploads.answer(call, self.url) or self._api.answer(call, self.url)
         except RefusedError as refusal:
             answer = refusal.answer
             if call.path.startswith("/api/"):

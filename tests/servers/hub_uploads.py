@@ -32,18 +32,18 @@ class Uploads:
         self._api = api
         self._sign = sign
 
-    def answer(self, call: Call) -> Answer | None:
-        """Answer a call, or return None where it is none of these."""
+    def answer(self, call: Call, base: str) -> Answer | None:
+        """Answer a call, or return None where it is none of these; `base` is the URL of the hub."""
         match call.parts:
             case ["api", "repos", "create"] if call.method == "POST":
-                return self._create(call, json.loads(call.body))
+                return self._create(call, json.loads(call.body), base)
             case ["api", "models", org, name, "preupload", _] if call.method == "POST":
                 self._api.open(call, f"{org}/{name}", content=True)
                 return json_answer({"files": [_mode(file) for file in json.loads(call.body)["files"]]})
             case [org, git, "info", "lfs", "objects", "batch"] if call.method == "POST":
                 return self._batch(call, f"{org}/{git.removesuffix('.git')}")
             case ["api", "models", org, name, "commit", revision] if call.method == "POST":
-                return self._commit(call, f"{org}/{name}", revision)
+                return self._commit(call, f"{org}/{name}", revision, base)
         return None
 
     def store(self, call: Call, sha256: str) -> Answer:
@@ -55,7 +55,7 @@ class Uploads:
         path.write_bytes(call.body)
         return Answer(200, {"ETag": f'"{hashlib.sha256(sha256.encode()).hexdigest()[:32]}"'})
 
-    def _create(self, call: Call, asked: dict[str, Any]) -> Answer:
+    def _create(self, call: Call, asked: dict[str, Any], base: str) -> Answer:
         name = f"{asked['organization']}/{asked['name']}"
         if self._api.tokens.find(call.headers.get("authorization")) is None:
             raise refuse(401, "Invalid username or password.")
@@ -64,7 +64,7 @@ class Uploads:
         # As the hub does unless it is told otherwise: visible to everybody.
         private = asked.get("visibility") == "private" or asked.get("private") is True
         Repo.create(self._root, name, {".gitattributes": b"*.bin filter=lfs\n"}, private=private)
-        return json_answer({"url": f"http://hub/{name}", "name": name})
+        return json_answer({"url": f"{base}/{name}", "name": name})
 
     def _batch(self, call: Call, name: str) -> Answer:
         self._api.open(call, name, content=True)
@@ -76,7 +76,7 @@ class Uploads:
             objects.append(told)
         return json_answer({"transfer": "basic", "objects": objects})
 
-    def _commit(self, call: Call, name: str, revision: str) -> Answer:
+    def _commit(self, call: Call, name: str, revision: str, base: str) -> Answer:
         repo = self._api.open(call, name, content=True)
         head = self._api.revision(repo, revision)
         lines = [json.loads(line) for line in call.body.splitlines()]
@@ -96,7 +96,7 @@ class Uploads:
             else:
                 raise refuse(400, f"unknown key {line['key']}")
         commit = repo.commit(changes, branch=revision, title=header["summary"])
-        url = f"http://hub/{name}/commit/{commit.id}"
+        url = f"{base}/{name}/commit/{commit.id}"
         return json_answer({"commitUrl": url, "commitOid": commit.id, "success": True})
 
     def _object(self, sha256: str) -> Path:
