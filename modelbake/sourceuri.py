@@ -43,7 +43,7 @@ _PATTERNS = {
     # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_DescribeModelPackage.html
     "sagemaker": r"sagemaker:arn:aws[a-z-]*:sagemaker:[a-z0-9-]{5,20}:[0-9]{12}:model-package"
     r"/[A-Za-z0-9](?:-*[A-Za-z0-9]){0,62}(?:/[0-9]{1,9})?",
-    "https": rf"https?://(?:{LABEL}(?:\.{LABEL})*|\[[0-9A-Fa-f:.]{{2,45}}\])(?::{PORT})?"
+    "https": rf"https?://(?!(?:www\.)?(?:huggingface|hf)\.co(?:/|$))(?:{LABEL}(?:\.{LABEL})*|\[[0-9A-Fa-f:.]{{2,45}}\])(?::{PORT})?"
     r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:%-]+)*/?",
     "oci": rf"oci://{REGISTRY_HOST}(?:/{COMPONENT})+"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|@sha256:[0-9a-f]{64})",
@@ -52,8 +52,8 @@ _PATTERNS = {
 KINDS = tuple(_PATTERNS)
 _FORMS = {
     "hf": "hf://organisation/name",
-    "s3": "s3://bucket/prefix, the bucket in lower case",
-    "gs": "gs://bucket/prefix, the bucket in lower case",
+    "s3": "s3://bucket/prefix, the bucket of 3 or more lower-case letters",
+    "gs": "gs://bucket/prefix, the bucket of 3 or more lower-case letters",
     "az": "az://account/container/prefix",
     "mlflow": "mlflow:models/NAME/VERSION or mlflow:models/NAME/ALIAS",
     "sagemaker": "sagemaker: and the model package's ARN, with its version",
