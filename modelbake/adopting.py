@@ -63,7 +63,7 @@ def adopt(
 
     `args`: those of `secret_arguments` and `create`.
     """
-    from modelbake.lock import Lock
+    from modelbake.lock import read_lock
     from modelbake.verbs.lock import converted
 
     digests = _hashed(adoption, output)
@@ -78,7 +78,9 @@ def adopt(
         locked = _read_back(adoption, digests, token, output)
         name = adoption.spec.name
         with_it = workspace.with_config(config_with(workspace.file, adoption.registry, name, adoption.entry))
-        [locked] = converted(args, [adoption.spec], [locked], Lock(), with_it, output)
+        # What is locked of these very pickles by this very converter is not converted again.
+        known = read_lock(workspace.lock_path, replacing={name})
+        [locked] = converted(args, [adoption.spec], [locked], known, with_it, output)
         _write(adoption, locked, workspace)
     except (ModelbakeError, KeyboardInterrupt):
         after = [_bytes_of(each) for each in (workspace.file, workspace.lock_path)]

@@ -90,7 +90,11 @@ def _unwritable(address: str) -> UsageError:
 
 
 class StoreTarget:
-    """A store that has a method `upload(path, content, size)`."""
+    """A store that has a method `upload(path, content, size)`.
+
+    That reads `content` to its end, may seek in it, and refuses with SourceError to put it in the place of
+    another object, as far as its service lets it.
+    """
 
     passes = 1
 

@@ -40,4 +40,3 @@ def test_loose_weights_become_an_image_that_verifies(world: World) -> None:
     world.build_py("publish", "on-hub").ok()
     assert world.version_tags("on-hub") == ["1.0.0"]
     world.build_py("build", "on-disk").ok()
-    world.build_py("smoke", "on-disk").ok()

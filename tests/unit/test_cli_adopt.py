@@ -303,6 +303,17 @@ def test_what_cannot_be_done_is_said_before_anything_is(
     assert list((desk.path / "disk").iterdir()) == []
 
 
+def test_a_conversion_needs_an_engine_before_anything_is_sent(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
+    (desk.path / "llama/model.safetensors").unlink()
+    desk.refused(errors.EngineNotFound, "--convert")
+    assert list((desk.path / "disk").iterdir()) == []
+    dry = desk.adopt("--convert", "--dry-run")
+    assert dry.returncode == 0 and "convert: safetensors" in dry.stdout
+
+
 def test_names_that_no_image_can_have(desk: Desk) -> None:
     desk.put({"a\nb.bin.txt": b"x"})
     assert "control or invisible character" in desk.refused(errors.SourceError)
