@@ -177,7 +177,7 @@ class StoreSource:
             chosen = select_files(_all_of(store), spec, store.subject)
             smallest = min(chosen, key=lambda file: (not file.size, file.size))
             try:
-                next(iter(store.reader(stop).read(_unhashed(smallest))), b"")
+                next(iter(store.reader(stop).read(unhashed(smallest))), b"")
             finally:
                 stop.set()
 
@@ -197,7 +197,7 @@ class StoreSource:
         checksum = file.checksum() if callable(file.checksum) else file.checksum
         algorithm, said = checksum or ("sha256", "")
         second = _HASHES[algorithm]() if said and algorithm != "sha256" else None
-        pieces = reader.read(_unhashed(file))
+        pieces = reader.read(unhashed(file))
         for piece in pieces:
             size += len(piece)
             digest.update(piece)
@@ -266,7 +266,8 @@ def hex_of(encoded: str) -> str:
         return ""
 
 
-def _unhashed(file: StoredFile) -> LockedFile:
+def unhashed(file: StoredFile) -> LockedFile:
+    """Return what a reader asks a store for: a file whose sha256 nobody knows yet."""
     return LockedFile(file.path, file.size, "", file.version)
 
 
