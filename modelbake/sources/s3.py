@@ -18,7 +18,7 @@ from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
-from modelbake.errors import SourceNotFound, SourceUnavailable
+from modelbake.errors import SourceError, SourceNotFound, SourceUnavailable
 from modelbake.sources.aws import client
 from modelbake.sources.aws_errors import code_of, translated
 from modelbake.sources.kinds import subject_of
@@ -107,12 +107,24 @@ class S3Store(AddressedStore):
         raise SourceUnavailable(f"the store answers {status} for a file", subject=subject, hint="try again")
 
     def upload(self, path: str, content: IO[bytes], size: int) -> None:
-        """Put an object of `size` bytes, in parts where it is large. Raises SourceError."""
+        """Put a new object of `size` bytes, in parts where it is large. Raises SourceError; replaces none."""
+        for operation in ("PutObject", "CompleteMultipartUpload"):
+            # boto3's transfers have no argument for it. Signing comes after this.
+            event = f"before-call.s3.{operation}"
+            self._client.meta.events.register(event, _only_if_new, unique_id=f"modelbake-{operation}")
         parts = TransferConfig(multipart_chunksize=max(_SMALLEST_PART, size // _MOST_PARTS + 1))
         with translated(f"{self.subject}: {shown(path)}", rights=_UPLOAD_RIGHTS):
             try:
                 self._client.upload_fileobj(content, self._bucket, self._prefix + path, Config=parts)
-            except S3UploadFailedError as error:
+            except (S3UploadFailedError, ClientError) as error:
+                if "PreconditionFailed" in str(error):
+                    raise SourceError(
+                        f"{shown(path)} is there by now; it was not replaced",
+                        subject=self.subject,
+                        hint="somebody else puts files there: choose another prefix",
+                    ) from error
+                if isinstance(error, ClientError):
+                    raise  # what else it means is said for all of them
                 raise SourceUnavailable("the upload failed", subject=self.subject) from error
 
     def _entries(self) -> Iterator[Mapping[str, Any]]:
@@ -184,6 +196,10 @@ def region_of(s3: Any, bucket: str) -> str:
         answer = error.response  # what it refuses is asked for again, with an answer that says why
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     return str(headers.get("x-amz-bucket-region", ""))
+
+
+def _only_if_new(params: dict[str, Any], **_: Any) -> None:
+    params["headers"]["If-None-Match"] = "*"
 
 
 def _quoted(etag: str) -> str:

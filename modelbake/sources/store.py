@@ -61,6 +61,10 @@ class StoredFile:
     version: str
     checksum: tuple[str, str] | Callable[[], tuple[str, str] | None] | None = None
 
+    def said(self) -> tuple[str, str] | None:
+        """Return the checksum, asked for if need be."""
+        return self.checksum() if callable(self.checksum) else self.checksum
+
 
 class Store(Protocol):
     """One place of one kind of store, as a source of a model names it.
@@ -194,8 +198,7 @@ class StoreSource:
             return LockedFile(file.path, file.size, sha256, file.version), None
         started, size, kept = time.monotonic(), 0, bytearray()
         digest = hashlib.sha256()
-        checksum = file.checksum() if callable(file.checksum) else file.checksum
-        algorithm, said = checksum or ("sha256", "")
+        algorithm, said = file.said() or ("sha256", "")
         second = _HASHES[algorithm]() if said and algorithm != "sha256" else None
         pieces = reader.read(unhashed(file))
         for piece in pieces:

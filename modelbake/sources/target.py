@@ -125,8 +125,9 @@ class StoreTarget:
         self._store.close()
 
     def _sha256(self, file: StoredFile) -> str:
-        if file.checksum and file.checksum[0] == "sha256":
-            return file.checksum[1]
+        algorithm, said = file.said() or ("", "")
+        if algorithm == "sha256":
+            return said
         stop, digest = threading.Event(), hashlib.sha256()
         try:
             for piece in self._store.reader(stop).read(unhashed(file)):

@@ -323,6 +323,10 @@ def test_uploads_come_back(place: Place) -> None:
         store.upload(path, io.BytesIO(data), len(data))
     locked, _ = lock(place.spec(source=f"s3://{place.bucket}/new"))
     assert dict(content(locked)) == {"a b/ü.bin": large, "empty": b""}
+    for path, other in {"a b/ü.bin": large[::-1], "empty": b"not"}.items():
+        message = fails(SourceError, lambda p=path, d=other: store.upload(p, io.BytesIO(d), len(d)))
+        assert "was not replaced" in message
+    assert dict(content(locked)) == {"a b/ü.bin": large, "empty": b""}
     place.become(place.server.reader)
     refused = open_store(place.spec(source=f"s3://{place.bucket}/new"))
     assert isinstance(refused, S3Store)
