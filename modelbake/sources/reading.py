@@ -10,7 +10,10 @@ comes is not trusted: whoever reads compares the sha256, and no more bytes are h
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import ssl
 import threading
 import time
 import urllib.request
@@ -28,7 +31,7 @@ from modelbake.bounded import within
 from modelbake.errors import SourceError, SourceUnavailable, WrongBytes
 from modelbake.sources.addresses import require_allowed
 from modelbake.sources.patience import Patience, seconds_to_wait
-from modelbake.trust import ENVIRONMENT_HINT, trust
+from modelbake.trust import ENVIRONMENT_HINT, VARIABLE, trust
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ _MOST_REDIRECTS = 5
 # No backslash anywhere, no user or password, nothing that is not printable.
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(?:[/?#][!-\[\]-~]*)?")
 _SLOWEST = 64 * 1024  # bytes a second, on average; a transfer that is slower is given up
+_DECIDING_TRUST = (VARIABLE, "SSL_CERT_FILE", "SSL_CERT_DIR")
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GONE = frozenset({401, 403, 404, 410})  # what a signed URL answers when its time is over
 
@@ -331,7 +335,7 @@ class _Pools:
 
     def __init__(self, patience: Patience, subject: str) -> None:
         try:
-            context = trust()
+            context = _context(*(os.environ.get(name, "") for name in _DECIDING_TRUST))
         except OSError as error:
             raise SourceError(
                 f"the network settings of the environment cannot be used ({type(error).__name__})",
@@ -365,6 +369,12 @@ class _Pools:
                     **self._settings,  # type: ignore[arg-type]
                 )
             return self._proxied[proxy]
+
+
+@functools.lru_cache(maxsize=4)
+def _context(*environment: str) -> ssl.SSLContext:
+    """Return what `trust` does for the variables that decide it; authorities take long to load."""
+    return trust()
 
 
 @contextmanager

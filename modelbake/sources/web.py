@@ -92,6 +92,8 @@ class WebStore(AddressedStore):
         if size is None and answer.status not in _FINAL:
             # Who signs addresses signs them for GET; others do not know HEAD, or a length without a body.
             answer = self._asker.ask(address, {"range": "bytes=0-0"})
+            if answer.status == 416:  # an empty file has no first byte
+                answer = self._asker.ask(address)
             size = _size_of(answer)
         if size is None:
             if answer.status in (200, 206):
@@ -131,8 +133,6 @@ def _size_of(answer: Answer) -> int | None:
     if "content-encoding" in answer.headers and answer.headers["content-encoding"] != "identity":
         return None
     text = answer.headers.get("content-length", "") if answer.status == 200 else ""
-    if answer.status in (206, 416):
+    if answer.status == 206:
         text = answer.headers.get("content-range", "").rpartition("/")[2]
-        if answer.status == 416 and text != "0":
-            return None
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
