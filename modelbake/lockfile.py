@@ -264,7 +264,7 @@ def _model(name: str, entry: Any) -> LockedModel:
 
 def _source_keys(entry: Any) -> set[str]:
     """Return the keys that an entry of its kind has."""
-    is_hub = str(entry.get("source", "hf:")).startswith("hf:")
+    is_hub = "source" not in entry or _of(SOURCE, entry["source"], "source").startswith("hf:")
     return {"source", "commit", "include", "exclude", "files"} | (
         {"hub", "revision"} if is_hub else {"endpoint"}
     )

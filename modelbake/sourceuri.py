@@ -43,7 +43,7 @@ _PATTERNS = {
     # https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_DescribeModelPackage.html
     "sagemaker": r"sagemaker:arn:aws[a-z-]*:sagemaker:[a-z0-9-]{5,20}:[0-9]{12}:model-package"
     r"/[A-Za-z0-9](?:-*[A-Za-z0-9]){0,62}(?:/[0-9]{1,9})?",
-    "https": rf"https?://(?:{LABEL}(?:\.{LABEL})*|\[[0-9A-Fa-f:.]{{2,45}}\])(?::{PORT})?"
+    "https": rf"https?://(?!(?:www\.)?(?:huggingface|hf)\.co(?:/|$))(?:{LABEL}(?:\.{LABEL})*|\[[0-9A-Fa-f:.]{{2,45}}\])(?::{PORT})?"
     r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,;=:%-]+)*/?",
     "oci": rf"oci://{REGISTRY_HOST}(?:/{COMPONENT})+"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|@sha256:[0-9a-f]{64})",

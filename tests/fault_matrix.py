@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -42,25 +43,36 @@ def main() -> int:
     began = time.monotonic()
     counts: list[Counts] = []
     broken = False
-    for run in _RUNS:
-        sizes = "full" if run is _RUNS[0] or args.exhaustive else "quick"
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "counts.json"
-            command = [sys.executable, "-m", "pytest", "-q", "--faults", str(file), *run, *others]
-            env = {**os.environ, "MODELBAKE_FAULTS": sizes}
-            done = subprocess.run(command, cwd=ROOT, env=env, check=False)
-            broken |= done.returncode not in (0, 1)
-            if file.exists():
-                counts.append(json.loads(file.read_text()))
-            lost = counts[-1].pop(LOST, {}).get("through", 0) if file.exists() else 0
-            if broken or lost:
-                said = f"{' '.join(run)}: pytest ended with {done.returncode}; {lost} tests were lost"
-                Console(stderr=True).print(said, markup=False)
-            broken |= bool(lost)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(_RUNS)) as pool:
+        # Side by side: integration tests mostly wait for an engine.
+        def start(number: int) -> tuple[int, Counts | None, str]:
+            full = number == 0 or args.exhaustive
+            return _run(Path(folder) / f"counts-{number}.json", (*_RUNS[number], *others), full=full)
+
+        outcomes = list(pool.map(start, range(len(_RUNS))))
+    for run, (code, found, said) in zip(_RUNS, outcomes, strict=True):
+        print(said)
+        broken |= code not in (0, 1)
+        counts += [found] if found is not None else []
+        lost = found.pop(LOST, {}).get("through", 0) if found is not None else 0
+        if code not in (0, 1) or lost:
+            told = f"{' '.join(run)}: pytest ended with {code}; {lost} tests were lost"
+            Console(stderr=True).print(told, markup=False)
+        broken |= bool(lost)
     rows = matrix(counts)
     args.output.write_text(json.dumps(rows, indent=1) + "\n")
     _print(rows, time.monotonic() - began)
     return int(broken or not all(holds(row) for row in rows))
+
+
+def _run(file: Path, arguments: tuple[str, ...], *, full: bool) -> tuple[int, Counts | None, str]:
+    """Run pytest; return its exit status, what it counted, and what it said."""
+    command = [sys.executable, "-m", "pytest", "-q", "--faults", str(file), *arguments]
+    env = {**os.environ, "MODELBAKE_FAULTS": "full" if full else "quick"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return done.returncode, json.loads(file.read_text()) if file.exists() else None, done.stdout
 
 
 def matrix(counts: list[Counts]) -> list[dict[str, object]]:

@@ -22,10 +22,27 @@ import pytest
 from modelbake.credentials import Secret
 from modelbake.dockerconfig import RegistryCredentials
 from modelbake.engine import Engine, connect
+from tests.integration.stores_world import (
+    azure_server,
+    azure_tls_server,
+    bridge,
+    gcs_server,
+    mlflow_server,
+    s3_server,
+)
 from tests.integration.world import WORLDS, Services, World
 from tests.servers.environment import Wheels, bridge_address, build_environment, run_script, shell_exports
 from tests.servers.hub import Hub
 from tests.servers.minilm import cache_folder
+
+__all__ = [
+    "azure_server",
+    "azure_tls_server",
+    "bridge",
+    "gcs_server",
+    "mlflow_server",
+    "s3_server",
+]  # fixtures, from there
 
 # Enough of a system for RUN steps, taken from this machine: no download, no distribution in particular.
 _PROGRAMS = "cat cp echo env false head id ls mkdir rm seq sh sha256sum sleep tail touch true wc"

@@ -37,7 +37,7 @@ DIGEST = "sha256:" + "ab" * 32
 NAME_EXPECTED = f"expected {grammar.NAME.expected}"
 RUNTIME_EXPECTED = f"expected {grammar.RUNTIME.expected}"
 VERSION_EXPECTED = 'expected a semantic version in quotes, such as "1.4.0"'
-SOURCE_EXPECTED = "expected a source such as hf://organisation/name"
+SOURCE_EXPECTED = "expected a source such as hf://organisation/name or s3://bucket/prefix"
 REGISTRY_EXPECTED = "expected a registry such as registry.example.com:5000/team, without a scheme"
 BASE_EXPECTED = "expected an image pinned by its digest: name:tag@sha256: and 64 hexadecimal digits"
 HUB_EXPECTED = "expected the URL of a hub such as https://huggingface.co"
@@ -257,9 +257,15 @@ WRONG_VALUES = [
     ),
     (
         "source",
-        "s3://a/b",
-        f'source: {SOURCE_EXPECTED}, got "s3://a/b"; the only source supported is hf://'
-        " (a repository of a Hugging Face hub)",
+        "ftp://a/b",
+        f'source: {SOURCE_EXPECTED}, got "ftp://a/b"; the sources are hf:, s3:, gs:, az:, mlflow:,'
+        " sagemaker:, https:, oci:, file:",
+    ),
+    (
+        "source",
+        "s3://Models/llama",
+        f'source: {SOURCE_EXPECTED}, got "s3://Models/llama"; write s3://bucket/prefix, the bucket in lower'
+        " case",
     ),
     (
         "source",
@@ -480,7 +486,7 @@ WRONG_VALUES = [
         "x",
         "zzz: unknown key; known here: revision, include, exclude, runtime, device, base, hub,"
         " layer_order, compression, verify, max_size, env, labels, smoke, version, source,"
-        " allow_pickle, convert",
+        " endpoint, files, add, allow_pickle, convert",
     ),
 ]
 

@@ -239,7 +239,7 @@ class TestReader:
             (["commit"], "main", 'models.minilm.commit: expected 40 lower-case hex digits, got "main"'),
             (["commit"], COMMIT.upper(), "models.minilm.commit"),
             (["commit"], COMMIT + "\n", "models.minilm.commit"),
-            (["source"], "s3://bucket", "models.minilm.source: expected a source"),
+            (["source"], "ftp://bucket", "models.minilm.source: expected a source"),
             (["source"], "hf://org/../x", "models.minilm.source"),
             (["hub"], "ftp://x", "models.minilm.hub"),
             (["revision"], "a\nb", "models.minilm.revision"),
@@ -428,15 +428,15 @@ class TestDrift:
 
     def test_moved(self) -> None:
         lock = make_lock()
-        assert upstream_drift(lock, {"minilm": COMMIT, "other": "x"}) == []
-        (drift,) = upstream_drift(lock, {"minilm": "f" * 40})
+        assert upstream_drift(lock, {"minilm": [COMMIT], "other": ["x"]}) == []
+        (drift,) = upstream_drift(lock, {"minilm": ["f" * 40]})
         assert (drift.model, drift.kind) == ("minilm", "moved")
         assert drift.detail == f"main was {COMMIT}, is {'f' * 40}"
 
     def test_edited(self) -> None:
         lock = make_lock(make_locked(make_spec("a")), make_locked(make_spec("b")))
         assert upstream_drift(lock, {}, {"a": [], "other": ["x"]}) == []
-        drifts = upstream_drift(lock, {"a": "f" * 40}, {"a": ["x is gone", "y is new"], "b": ["z"]})
+        drifts = upstream_drift(lock, {"a": ["f" * 40]}, {"a": ["x is gone", "y is new"], "b": ["z"]})
         assert [str(drift) for drift in drifts] == [
             f"a: edited: at the locked commit {COMMIT}: x is gone; y is new",
             f"a: moved: main was {COMMIT}, is {'f' * 40}",
