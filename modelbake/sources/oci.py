@@ -48,7 +48,6 @@ from modelbake.weightpath import shown
 if TYPE_CHECKING:
     from modelbake.config import SourceSpec
     from modelbake.locked import LockedFile, LockedSource
-    from modelbake.stream.flow import Reader
 
 PLATFORM = "linux/amd64"
 _LARGEST_CONFIG = 8 << 20  # bytes
@@ -71,6 +70,7 @@ class OciStore(AddressedStore):
         self.registry = registry
         self._reference = reference
         self._model = model
+        self._readers: list[OciReader] = []
         super().__init__(subject, registry.address("/v2/", scope="")[0])
 
     @property
@@ -80,6 +80,8 @@ class OciStore(AddressedStore):
 
     def close(self) -> None:
         """See Store."""
+        for reader in self._readers:
+            reader.close()
         self.registry.close()
 
     def listing(self) -> Iterator[StoredFile]:
@@ -87,7 +89,7 @@ class OciStore(AddressedStore):
         with _translated(self.subject, self._reference):
             manifest = self._manifest()
             tree = FileTree(self.subject)
-            reader = OciReader(self, threading.Event())
+            reader = self.reader(threading.Event())
             for content in contents_of(manifest, self.subject):
                 if content.path:
                     tree.add(content)
@@ -126,9 +128,11 @@ class OciStore(AddressedStore):
             )
         return size
 
-    def reader(self, stop: threading.Event) -> Reader:
+    def reader(self, stop: threading.Event) -> OciReader:
         """See Store."""
-        return OciReader(self, stop)
+        made = OciReader(self, stop)
+        self._readers.append(made)
+        return made
 
     def place(self, file: LockedFile) -> Place:
         """Return where a file's bytes are. Raises SourceError for a version that is none of ours."""

@@ -70,6 +70,11 @@ class OciReader:
                 archive = self._archives[place.digest] = self._archive(blob, place.compression)
         return archive.read(Packed(name, file.size), start)
 
+    def close(self) -> None:
+        """End what still reads."""
+        for archive in self._archives.values():
+            archive.close()
+
     def packed(self, content: Content, links: list[str]) -> Iterator[tuple[str, int, int]]:
         """Yield name, size and 0 for each file of a compressed tar, all of which is read and compared.
 
