@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 SECRET_VARIABLES = frozenset(
     {
         *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELBAKE_INDEX_URL", "MODELBAKE_REGISTRY_PASSWORD"),
-        "COSIGN_PASSWORD",
+        *("COSIGN_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
     }
 )
 _PR_SET_DUMPABLE = 4

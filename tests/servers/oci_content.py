@@ -31,6 +31,10 @@ class OciContent:
         self.host, self.repository = host, repository
         self._client = httpx2.Client(base_url=f"http://{host}/v2/{repository}/", auth=(user, password))
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def source(self, reference: str) -> str:
         """The address of what is under a tag or digest."""
         return f"oci://{self.host}/{self.repository}{'@' if ':' in reference else ':'}{reference}"
