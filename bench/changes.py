@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bench.beginning import MODEL, Beginning, model
 from bench.engine import Engine
@@ -18,6 +19,7 @@ from bench.weights import write_weights
 CHANGES = ("app", "dependency", "base")
 SMALL_FILE = 200_000_000  # bytes; the models that share a runtime have no larger ones
 _RE_PUBLISHES = 5
+_ADAPTERS = 10
 
 
 class Changes(Beginning):
@@ -142,6 +144,41 @@ class Changes(Beginning):
         # On disk the runtime is unpacked: what it takes is what the first model takes besides its weights.
         needed_disk = (disks[1] - disks[0]) + weights["two"] + weights["three"]
         return pulled / needed, (disks[3] - disks[0]) / needed_disk
+
+    # --- ten adapters, one model ---------------------------------------------------------------------------
+
+    @once
+    def ten_adapters(self) -> tuple[int, int]:
+        """Bytes pulled for the second to the tenth model that differ in an adapter, and of these adapters."""
+        setting = self.setting
+        self.runtime()
+        size = min(SMALL_FILE, setting.sizes.file_bytes)
+        small = size // 10 // 2 * 2
+        base = write_weights(setting.folder / "weights/common.safetensors", size, 200)
+        setting.hub.repo("acme/common", {"model.safetensors": base})
+        entries: dict[str, dict[str, Any]] = {}
+        for number in range(_ADAPTERS):
+            path = write_weights(setting.folder / f"weights/adapter{number}", small, 201 + number)
+            setting.hub.repo(f"acme/adapter{number}", {"adapter_model.safetensors": path})
+            added = {"source": f"hf://acme/adapter{number}", "into": "adapter"}
+            # Weights at the bottom, as `auto` takes it for a model that outweighs its runtime.
+            entries[f"a{number}"] = {
+                "source": "hf://acme/common",
+                "layer_order": "weights-first",
+                "add": [added],
+            }
+        runner = setting.runner("adapters", Models(entries))
+        runner.build_py("lock")
+        references = runner.build_py("publish", "--all", "--candidate").out.split()
+        setting.puller.forget()
+        pulled = []
+        for reference in references:
+            name, _, digest = reference.partition("@")
+            pulled.append(self.pull(setting.puller, name.rpartition("/")[2], digest).all)
+        setting.puller.forget()
+        if len(pulled) != _ADAPTERS or pulled[0] < size:
+            raise Failed(f"the first pull took {pulled[:1]} bytes: nothing can be concluded")
+        return sum(pulled[1:]), small * (_ADAPTERS - 1)
 
     # --- the weights changed -------------------------------------------------------------------------------
 

@@ -161,6 +161,12 @@ def three_pulled(story: Story) -> Figure:
     return story.three_models()[0], "base-first, classic store, HTTP headers included"
 
 
+def adapters_pulled(story: Story) -> Figure:
+    """All bytes that a stock engine gets for the second to tenth model of one base, over their adapters'."""
+    pulled, size = story.ten_adapters()
+    return pulled / size, f"{pulled:,} over {size:,} bytes; weights-first, classic store, headers included"
+
+
 def three_on_disk(story: Story) -> Figure:
     """What its store takes on disk (du), over what the first model took and two more models' weights."""
     return story.three_models()[1], "base-first, classic store"
@@ -253,6 +259,7 @@ PLANS: tuple[Plan, ...] = (
     ),
     Plan("three models, bytes pulled / one runtime + three weights", 1.02, three_pulled),
     Plan("three models, disk / one runtime + three weights", 1.02, three_on_disk),
+    Plan("ten adapters on one model, bytes pulled for 2 to 10 / their bytes", 1.02, adapters_pulled),
     Plan("one shard changed, LoRA added: bytes sent / bytes changed", 1.01, weights_changed),
     Plan("start verification / hashlib by all cores", 1.25, verification),
     Plan("peak memory of the client", 150, peak_memory, "MB"),

@@ -52,8 +52,8 @@ _PATTERNS = {
 KINDS = tuple(_PATTERNS)
 _FORMS = {
     "hf": "hf://organisation/name",
-    "s3": "s3://bucket/prefix, the bucket in lower case",
-    "gs": "gs://bucket/prefix, the bucket in lower case",
+    "s3": "s3://bucket/prefix, the bucket of 3 or more lower-case letters",
+    "gs": "gs://bucket/prefix, the bucket of 3 or more lower-case letters",
     "az": "az://account/container/prefix",
     "mlflow": "mlflow:models/NAME/VERSION or mlflow:models/NAME/ALIAS",
     "sagemaker": "sagemaker: and the model package's ARN, with its version",

@@ -51,7 +51,7 @@ def main() -> int:
 
         outcomes = list(pool.map(start, range(len(_RUNS))))
     for run, (code, found, said) in zip(_RUNS, outcomes, strict=True):
-        print(said)
+        sys.stdout.write(f"{said}\n")
         broken |= code not in (0, 1)
         counts += [found] if found is not None else []
         lost = found.pop(LOST, {}).get("through", 0) if found is not None else 0

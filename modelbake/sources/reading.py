@@ -44,7 +44,7 @@ _ADDRESS = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(?:[/?#][!-\[\]-~]*)?")
 _SLOWEST = 64 * 1024  # bytes a second, on average; a transfer that is slower is given up
 _DECIDING_TRUST = (VARIABLE, "SSL_CERT_FILE", "SSL_CERT_DIR")
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-_GONE = frozenset({401, 403, 404, 410})  # what a signed URL answers when its time is over
+_GONE = frozenset({400, 401, 403, 404, 410})  # what a signed URL answers when its time is over
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Address:
 
     `own`: at the source's own server, whose refusals are final; any other address may have expired, and is
     asked for anew, once. `start`: the bytes that lie before the file's there, of `whole` bytes in all.
+    `expires`: one at the source's own server that may have expired, too.
     """
 
     url: str = field(repr=False)
@@ -60,6 +61,7 @@ class Address:
     own: bool = False
     start: int = 0
     whole: int | None = None
+    expires: bool = False
 
     @property
     def host(self) -> str:
@@ -212,10 +214,12 @@ class AddressedFile:
                 self._require_wanted()
                 response = self._ask(location, position, etag)
                 try:
-                    if response.status in _GONE and not location.own:
+                    if response.status in _GONE and (location.expires or not location.own):
                         # A signed URL is good for a while; the hub signs another. Once: then it means it.
                         refusals += 1
                         if refusals > 1:
+                            if location.own:
+                                self._refuse(response, location)
                             refused = f"{location.host} answers {response.status}"
                             raise self._failed(
                                 f"{refused} to an address that the {self._noun} has just signed"

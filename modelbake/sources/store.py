@@ -52,13 +52,13 @@ class StoredFile:
 
     `path`: below the source's address. `version`: what the store calls these very bytes, 1 to 1024 printable
     ASCII characters. `checksum`: what it says of them, `sha256`, `sha1` or `md5` and lower-case hex digits;
-    only one of the whole object.
+    only one of the whole object; or what asks for it, where that takes a question for each object.
     """
 
     path: str
     size: int
     version: str
-    checksum: tuple[str, str] | None = None
+    checksum: tuple[str, str] | Callable[[], tuple[str, str] | None] | None = None
 
 
 class Store(Protocol):
@@ -189,12 +189,14 @@ class StoreSource:
         """Return what is locked of an object; its content too if it is config.json."""
         wanted = file.path == CONFIGURATION and file.size <= _LARGEST_CONFIGURATION
         sha256 = known.get((file.path, file.size, file.version))
-        believed = file.checksum in (None, ("sha256", sha256)) or file.checksum[0] != "sha256"
+        given = file.checksum if isinstance(file.checksum, tuple) else ("", "")
+        believed = given[0] != "sha256" or given[1] == sha256  # models.yaml may give another one than before
         if sha256 is not None and believed and not wanted:
             return LockedFile(file.path, file.size, sha256, file.version), None
         started, size, kept = time.monotonic(), 0, bytearray()
         digest = hashlib.sha256()
-        algorithm, said = file.checksum or ("sha256", "")
+        checksum = file.checksum() if callable(file.checksum) else file.checksum
+        algorithm, said = checksum or ("sha256", "")
         second = _HASHES[algorithm]() if said and algorithm != "sha256" else None
         pieces = reader.read(_unhashed(file))
         for piece in pieces:

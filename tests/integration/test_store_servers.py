@@ -87,6 +87,15 @@ def test_s3_signed_addresses_end(s3_server: S3Server) -> None:
     assert _get(address)[0] == 400  # ExpiredToken
 
 
+def test_s3_lists_very_many_in_pages(s3_server: S3Server) -> None:
+    bucket, client = s3_server.bucket(), s3_server.client(keys=s3_server.reader)
+    s3_server.list_many(bucket, "many/ü ", 2500)
+    for call, key in (("list_object_versions", "Versions"), ("list_objects_v2", "Contents")):
+        pages = list(client.get_paginator(call).paginate(Bucket=bucket, Prefix="many/"))
+        assert [len(page[key]) for page in pages] == [1000, 1000, 500]
+        assert pages[2][key][-1]["Key"] == "many/ü 002499.bin"
+
+
 def _get(address: str) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(address, timeout=30) as answer:  # noqa: S310

@@ -31,8 +31,9 @@ from moto.moto_server.werkzeug_app import (
     MotoRequestHandler,
     create_backend_app,
 )
-from moto.s3.models import s3_backends
 from werkzeug.serving import run_simple
+
+from tests.servers.aws_numbered import Numbered
 
 Environ = dict[str, Any]
 _SKEW = 15 * 60  # seconds that a request's date may be off
@@ -77,14 +78,21 @@ class Front:
     def __init__(self, application: Callable[..., Iterable[bytes]], identities: Identities) -> None:
         self._application = application
         self._identities = identities
+        self._numbered: dict[str, Numbered] = {}
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/moto-api/fill":
-            return _fill(environ, start_response)
+            asked = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+            self._numbered[asked["bucket"]] = Numbered(**asked)
+            return _plain(b"", start_response)
         if environ["PATH_INFO"].startswith("/moto-api"):
             return self._application(environ, start_response)  # what a test asks of moto itself
         try:
             may_hear = self._check(environ)
+            bucket = environ["PATH_INFO"].strip("/")
+            query = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
+            if bucket in self._numbered and self._numbered[bucket].answers(query):
+                return _plain(self._numbered[bucket].listing(query), start_response)
             return self._application(
                 environ, start_response if may_hear else _unknown_is_denied(start_response)
             )
@@ -138,6 +146,11 @@ class Front:
             raise Refused(400, "ExpiredToken", "The provided token has expired.")
         _check_time(given)
         return _check_rights(environ, raw_path, service, identity["allow"])
+
+
+def _plain(body: bytes, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [body]
 
 
 def _unknown_is_denied(start_response: Callable[..., Any]) -> Callable[..., Any]:
@@ -240,16 +253,6 @@ def _answer(refused: Refused, environ: Environ, start_response: Callable[..., An
     headers = [("Content-Type", media_type), ("Content-Length", str(len(data)))]
     start_response(f"{status} Refused", headers)
     return [data]
-
-
-def _fill(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Many small objects at once: one request each would take minutes."""
-    asked = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
-    backend = s3_backends[asked["account"]]["aws"]
-    for number in range(asked["count"]):
-        backend.put_object(asked["bucket"], f"{asked['prefix']}{number:06}.bin", b"%06d" % number)
-    start_response("200 OK", [("Content-Length", "0")])
-    return [b""]
 
 
 def main() -> None:

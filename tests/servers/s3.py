@@ -27,7 +27,6 @@ from botocore.config import Config
 from tests.servers.store_process import ROOT, STORES, StoreProcess
 
 REGION = "eu-central-1"
-ACCOUNT = "123456789012"  # moto's own
 READ = ("s3:Read", "s3:List", "sagemaker:Read", "sts:*")
 
 
@@ -166,10 +165,13 @@ class S3Server(StoreProcess):
         """Delete an object (a marker is left in a versioned bucket), or one version of it for good."""
         self.client().delete_object(Bucket=bucket, Key=key, **({"VersionId": version} if version else {}))
 
-    def fill(self, bucket: str, prefix: str, count: int) -> None:
-        """Put `count` objects of a few bytes, numbered below `prefix`; within the server, for speed."""
-        body = json.dumps({"bucket": bucket, "prefix": prefix, "count": count, "account": ACCOUNT}).encode()
-        urllib.request.urlopen(f"{self.endpoint}/moto-api/fill", body, timeout=600).close()  # noqa: S310
+    def list_many(self, bucket: str, prefix: str, count: int) -> None:
+        """Let the bucket's listings have these many objects, numbered below `prefix`, instead of its own.
+
+        They are listed only, each with six bytes and the version "v1"; they cannot be read.
+        """
+        body = json.dumps({"bucket": bucket, "prefix": prefix, "count": count}).encode()
+        urllib.request.urlopen(f"{self.endpoint}/moto-api/fill", body, timeout=60).close()  # noqa: S310
 
     # --- SageMaker ------------------------------------------------------------------------------
 

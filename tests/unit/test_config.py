@@ -264,8 +264,8 @@ WRONG_VALUES = [
     (
         "source",
         "s3://Models/llama",
-        f'source: {SOURCE_EXPECTED}, got "s3://Models/llama"; write s3://bucket/prefix, the bucket in lower'
-        " case",
+        f'source: {SOURCE_EXPECTED}, got "s3://Models/llama"; write s3://bucket/prefix, the bucket of 3 or'
+        " more lower-case letters",
     ),
     (
         "source",

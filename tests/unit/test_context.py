@@ -3,12 +3,14 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from modelbake.context import Context
-from modelbake.errors import RenderError
+from modelbake.errors import RenderError, SourceError
+from modelbake.locked import LockedFile
 
 FILES = {"Dockerfile": b"FROM scratch\n", "weights/ab/manifest.json": b"{}\n", "app/naïve.py": b""}
 
@@ -29,6 +31,74 @@ def test_the_tar_tells_nothing_of_the_machine_it_was_made_on() -> None:
             extracted = archive.extractfile(member)
             assert extracted is not None
             assert extracted.read() == FILES[member.name]
+
+
+class Disk:
+    """Reads weight files from a mapping, in small pieces, and counts how often each was begun."""
+
+    def __init__(self, contents: dict[str, bytes]) -> None:
+        self.contents = contents
+        self.begun: list[tuple[str, int]] = []
+
+    def read(self, file: LockedFile, start: int = 0) -> Pieces:
+        self.begun.append((file.path, start))
+        return Pieces(self.contents[file.path], start)
+
+
+class Pieces:
+    attempts = 1
+
+    def __init__(self, content: bytes, start: int) -> None:
+        self.content, self.start = content, start
+
+    def __iter__(self) -> Iterator[bytes]:
+        for position in range(self.start, len(self.content), 1000):
+            yield self.content[position : position + 1000]
+
+
+WEIGHTS = {"model.safetensors": bytes(range(256)) * 100, "a/empty": b""}
+CARRIED = {f"weights/ab/files/{path}": LockedFile(path, len(data), "") for path, data in WEIGHTS.items()}
+
+
+class TestCarried:
+    def test_weights_are_in_the_tar_as_they_are_read(self) -> None:
+        disk = Disk(WEIGHTS)
+        opened = Context(FILES, carried=CARRIED).open(disk)
+        assert not isinstance(opened, bytes)
+        whole = opened.read()
+        with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+            found = {member.name: archive.extractfile(member) for member in archive}
+            contents = {name: file.read() for name, file in found.items() if file}
+        assert contents == FILES | {f"weights/ab/files/{path}": data for path, data in WEIGHTS.items()}
+        assert disk.begun == [("model.safetensors", 0)], "an empty file is not even asked for"
+
+    def test_it_is_read_in_pieces_and_again_from_anywhere(self) -> None:
+        disk = Disk(WEIGHTS)
+        opened = Context(FILES, carried=CARRIED).open(disk)
+        assert not isinstance(opened, bytes)
+        whole = opened.read()
+        disk.begun.clear()
+        opened.seek(0)
+        assert b"".join(iter(lambda: opened.read(777), b"")) == whole
+        assert len(disk.begun) == 1, "one piece after the other is one reading"
+        for position in (0, 1, 700, 1536, 5000, len(whole) - 1, len(whole)):
+            opened.seek(position)
+            assert opened.tell() == position
+            assert opened.read() == whole[position:]
+        assert opened.read(1) == b""
+
+    def test_without_weights_it_is_bytes(self) -> None:
+        assert Context(FILES).open() == Context(FILES).tar()
+
+    def test_an_error_of_the_source_comes_through(self) -> None:
+        class Broken(Disk):
+            def read(self, file: LockedFile, start: int = 0) -> Pieces:
+                raise SourceError("the disk is gone")
+
+        opened = Context(FILES, carried=CARRIED).open(Broken(WEIGHTS))
+        assert not isinstance(opened, bytes)
+        with pytest.raises(SourceError, match="the disk is gone"):
+            opened.read()
 
 
 def test_writing_again_replaces_what_was_written_before(tmp_path: Path) -> None:

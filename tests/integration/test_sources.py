@@ -1,0 +1,83 @@
+"""What every kind of source has to do: one test for all, from `lock` to a serving image, in both lanes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.shelves import SHELVES, Shelf
+from tests.integration.test_publish import tree_of
+from tests.integration.world import World
+
+pytestmark = pytest.mark.engine
+
+FILES = {
+    "config.json": b'{"kind": "tiny"}\n',
+    "empty.txt": b"",
+    "model.safetensors": bytes(range(256)) * 4096 * 65,  # 68 MB: a layer of its own, fetched in ranges
+    "onnx/model.onnx": b"\4" * 1000,
+    "tokenizer/a name+ü%20.txt": b"a\nb\n",
+}
+TAKEN = [path for path in FILES if not path.startswith("onnx/")]
+
+
+@pytest.fixture(params=SHELVES)
+def shelf(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Shelf:
+    """Return a source of each kind, and a world whose model `tiny` is of it."""
+    made = SHELVES[request.param](world, FILES, tmp_path)
+    world.environment |= made.environment
+    world.secrets |= made.secrets
+    world.models(tiny={**made.entry, "exclude": ["onnx/*"]})
+    return made
+
+
+def locked(world: World, name: str = "tiny") -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads((world.folder / "models.lock").read_text())["models"][name]
+    return entry
+
+
+def weights_in(world: World, image: str) -> dict[str, Any]:
+    """Return the weights of an image, with their modes, owners and sha256."""
+    return {path: facts for path, facts in tree_of(world, image).items() if path.startswith("models/")}
+
+
+def test_locked_published_built_and_served(world: World, shelf: Shelf) -> None:
+    world.build_py("lock").ok()
+    facts = {file["path"]: (file["size"], file["sha256"]) for file in locked(world)["files"]}
+    truth = {path: (len(FILES[path]), hashlib.sha256(FILES[path]).hexdigest()) for path in TAKEN}
+    assert facts == truth
+    first = (world.folder / "models.lock").read_bytes()
+    world.build_py("lock").ok()
+    assert (world.folder / "models.lock").read_bytes() == first, "the same facts give the same bytes"
+    assert "agrees" in world.build_py("lock", "--check").ok().err
+    reference = world.build_py("publish", "tiny").ok().out.strip()  # its smoke run verifies every byte
+    world.build_py("build", "tiny", "--no-cache").ok()
+    world.build_py("smoke", "tiny").ok()
+    world.docker("pull", reference).ok()
+    streamed, built = weights_in(world, reference), weights_in(world, "modelbake/tiny:1.0.0")
+    assert streamed == built, "both lanes make the same tree"
+    found = {path.removeprefix("models/"): facts[5] for path, facts in built.items() if facts[5]}
+    assert found == {path: sha256 for path, (_, sha256) in truth.items()}
+    assert world.leaks() == []
+
+
+def test_what_was_replaced_after_the_lock(world: World, shelf: Shelf) -> None:
+    world.build_py("lock").ok()
+    shelf.put("config.json", b'{"kind": "tiny", "changed": 1}\n')
+    drift = world.build_py("lock", "--check")
+    assert drift.code != 0 and "tiny: moved:" in drift.out, drift.err
+    published = world.build_py("publish", "tiny")
+    built = world.build_py("build", "tiny", "--no-cache")
+    if shelf.keeps_versions:
+        published.ok()
+        built.ok()
+    else:
+        for ran in (published, built):
+            assert ran.code != 0 and "config.json" in ran.err, ran.err
+        assert world.version_tags() == [], "nothing half-published"
+    world.build_py("lock").ok()
+    assert "agrees" in world.build_py("lock", "--check").ok().err
