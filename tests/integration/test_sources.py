@@ -81,3 +81,36 @@ def test_what_was_replaced_after_the_lock(world: World, shelf: Shelf) -> None:
         assert world.version_tags() == [], "nothing half-published"
     world.build_py("lock").ok()
     assert "agrees" in world.build_py("lock", "--check").ok().err
+
+
+def test_models_that_differ_in_an_adapter_share_all_else(world: World, tmp_path: Path) -> None:
+    """The base of a hub, adapters of two folders: in both lanes the adapter is a layer of its own, on top."""
+    world.repo("acme/base", {"config.json": b"{}", "model.safetensors": b"\1" * (65 << 20)})
+    entries = {}
+    for name in ("legal", "medical"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(name.encode() * 1000)
+        added = {"source": f"file://{folder}", "into": "adapter"}
+        entries[name] = {"source": "hf://acme/base", "layer_order": "weights-first", "add": [added]}
+    world.models(**entries)
+    world.build_py("lock").ok()
+    assert [each["into"] for each in locked(world, "legal")["added"]] == ["adapter"]
+    references = dict(zip(entries, world.build_py("publish", "--all").ok().out.split(), strict=True))
+    manifests = {
+        name: world.services.manifest(f"{world.namespace}/{name}", reference.partition("@")[2])
+        for name, reference in references.items()
+    }
+    layers = {name: [layer["digest"] for layer in each["layers"]] for name, each in manifests.items()}
+    assert layers["legal"][:-2] == layers["medical"][:-2], "the base and the runtime"
+    assert not set(layers["legal"][-2:]) & set(layers["medical"][-2:]), "the adapter, and the manifest"
+    (told,) = json.loads(world.build_py("plan", "medical", "--json").ok().out)
+    assert [layer["stored"] for layer in told["layers"]] == [True] * len(told["layers"])
+    world.build_py("build", "legal").ok()
+    world.build_py("smoke", "legal").ok()
+    world.docker("pull", references["legal"]).ok()
+    assert weights_in(world, references["legal"]) == weights_in(world, "modelbake/legal:1.0.0")
+    labels = json.loads(world.docker("image", "inspect", references["legal"]).ok().out)[0]["Config"]["Labels"]
+    commit = locked(world, "legal")["added"][0]["commit"]
+    assert json.loads(labels["io.modelbake.added"]) == [f"file://{tmp_path / 'legal'}@{commit}"]
+    assert "1 images hold it, 1 do not" in world.build_py("incident", "--commit", commit).ok().err
