@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ TAKEN = [path for path in FILES if not path.startswith("onnx/")]
 
 
 @pytest.fixture(params=SHELVES)
-def shelf(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Shelf:
-    """Return a source of each kind, and a world whose model `tiny` is of it."""
-    made = SHELVES[request.param](world, FILES, tmp_path)
+def shelf(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iterator[Shelf]:
+    """A source of each kind, and a world whose model `tiny` is of it."""
+    made = SHELVES[request.param](world, FILES, tmp_path, request)
     world.environment |= made.environment
     world.secrets |= made.secrets
     world.models(tiny={**made.entry, "exclude": ["onnx/*"]})
-    return made
+    yield made
+    made.close()
 
 
 def locked(world: World, name: str = "tiny") -> dict[str, Any]:

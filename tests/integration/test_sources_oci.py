@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Iterator
@@ -118,24 +117,3 @@ def test_thousands_of_files_in_one_tar(world: World, content: OciContent) -> Non
     many = {f"models/parts/{number:05}.json": b"%d" % number for number in range(3000)}
     content.image("many", [many], "gzip")
     assert len(lock(world, content.source("many")).files) == 3000
-
-
-def test_from_lock_to_a_verified_image(world: World, content: OciContent) -> None:
-    """Both lanes: a file by its blob's address, others from a compressed layer, which travel along."""
-    base = content.source(content.modelpack("base", {"model.safetensors": b"\4" * 300_000})["digest"])
-    adapter = content.source(content.image("adapter", [{"models/a/x.json": b"{}"}], "gzip")["digest"])
-    world.models(tiny={"source": base, "add": [{"source": adapter, "into": "adapter"}]})
-    world.run("lock")
-    reference = world.run("publish").out.strip()
-    assert json.loads(world.build_py("verify", "tiny", "--json").ok().out)
-    pulled = world.docker("pull", reference).ok()
-    assert reference.rpartition("@")[2] in pulled.out
-    read = ["run", "--rm", "--entrypoint", "python3", reference, "-c"]
-    listing = "import glob; print(sorted(glob.glob('/models/**/*.*', recursive=True)))"
-    shown = world.docker(*read, listing).ok().out
-    assert "/models/adapter/a/x.json" in shown
-    assert "/models/model.safetensors" in shown
-    world.build_py("build", "tiny").ok()
-    built = world.docker("run", "--rm", "--entrypoint", "python3", "modelbake/tiny:1.0.0", "-c", listing).ok()
-    assert built.out == shown
-    world.run("smoke")

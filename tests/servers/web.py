@@ -44,7 +44,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
         web.seen.append(
             Seen(self.command, self.path, {name.lower(): value for name, value in self.headers.items()})
         )
-        path = unquote(self.path)
+        path = unquote(self.path.partition("?")[0])
         if self.path in web.redirects:
             return self._reply(302, {"Location": web.redirects[self.path]})
         if web.login and self.headers.get("Authorization", "") != web.login:
@@ -55,7 +55,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
             return self._reply(405, {})
         data = web.files.get(path.removeprefix("/"))
         if data is None:
-            return self._reply(404, {})
+            return self._reply(404, {}, web.missing)
         etag = web.etag_of(data)
         if (wanted := self.headers.get("If-Match")) and wanted != etag:
             return self._reply(412, {})
@@ -89,7 +89,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
 
 class WebServer(RunsInThread, http.server.ThreadingHTTPServer):
     """See the module. `etags`: strong, weak or none. `refused`: statuses of the next answers. `cuts`: after
-    how many bytes the next whole answers break off."""
+    how many bytes the next whole answers break off. `missing`: what it says of files that it has not."""
 
     daemon_threads = True
 
@@ -109,6 +109,7 @@ class WebServer(RunsInThread, http.server.ThreadingHTTPServer):
         self.refused: list[int] = []
         self.cuts: list[int] = []
         self.etags, self.ranges, self.knows_head = etags, True, True
+        self.missing = b""
         self.login = ""
         if user is not None:
             self.login = f"Basic {base64.b64encode(':'.join(user).encode()).decode()}"
