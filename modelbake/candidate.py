@@ -49,9 +49,11 @@ def push_candidate(
             with engine.tagged(image_id, reference):
                 return engine.push(reference, credentials, on_event)
         except (ImageNotFound, PushFailed, RegistryUnavailable) as error:
+            image = engine.image(image_id)
+            if image is None:  # it had no name but this one, and whoever took that took the image with it
+                raise ImageNotFound("the engine no longer has the image", subject=image_id) from error
             if turn == _TURNS - 1 or not _BESIDE_OTHERS.search(error.message):
-                image = engine.image(image_id)
-                require_space(registry, name, image.size if image else 0)
+                require_space(registry, name, image.size)
                 raise
             time.sleep(_PAUSE * 2**turn)
     raise AssertionError("unreachable: the last turn returns or raises")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from modelbake.candidate import push_candidate
 from modelbake.dockerconfig import RegistryAuth
-from modelbake.errors import ReadBackMismatch
+from modelbake.errors import ImageNotFound, ReadBackMismatch
 from modelbake.manifest import choose_manifest, is_image
 from modelbake.plan import LABEL_PREFIX, BuildPlan
 from modelbake.stream.assembly import RuntimeImage, read_runtime, runtime_manifest
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from modelbake.engine import Engine
     from modelbake.output import Output
 
+_TURNS = 5  # of building and pushing, beside others that do the same
 _TAG_DIGITS = 32  # of the key's 64
 
 
@@ -62,22 +63,32 @@ def build_runtime(
     engine.require_buildkit()
     output.event("runtime_started", f"building the runtime {plan.runtime.name}", runtime=plan.runtime.name)
     registries = RegistryAuth()
-    with BuildView(output) as view:
-        built = build(
-            engine,
-            context.tar(),
-            secrets=secrets,
-            registries=registries,
-            target="runtime",
-            tags=[],
-            labels={},
-            on_event=view,
-        )
-    tag = candidate_tag(built.id)
-    candidate = f"{repository.name}:{tag}"
     credentials = registries.for_registry(repository.registry.host)
     told = telling(output, "push_progress", "pushed")
-    pushed = push_candidate(engine, repository.registry, built.id, repository.path, tag, credentials, told)
+    for turn in range(_TURNS):
+        with BuildView(output) as view:
+            built = build(
+                engine,
+                context.tar(),
+                secrets=secrets,
+                registries=registries,
+                target="runtime",
+                tags=[],
+                labels={},
+                on_event=view,
+            )
+        tag = candidate_tag(built.id)
+        candidate = f"{repository.name}:{tag}"
+        try:
+            pushed = push_candidate(
+                engine, repository.registry, built.id, repository.path, tag, credentials, told
+            )
+            break
+        except ImageNotFound:
+            # Another run has built the same image, pushed it, and taken its only name away: from the cache
+            # it is there again at once.
+            if turn == _TURNS - 1:
+                raise
     found = repository.manifest(pushed.digest)
     if found is None or not is_image(found, built.id, engine.info.store):
         raise ReadBackMismatch(f"the engine pushed {pushed.digest}, and it is not there", subject=candidate)
