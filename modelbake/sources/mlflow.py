@@ -4,10 +4,10 @@
 
 A bucket is read as a source of its own kind is, with its own credentials and versions. What the tracking
 server serves has no versions but the registry's: a model version's artifacts are not to change, and the
-sha256 shows if they did. Hence a file's version is that of the model, and the bucket's after a `#`:
+sha256 shows if they did. Hence a file's version is that of the model, and the bucket's after a `/`:
 
-    3@1732976400000           served by the tracking server
-    3@1732976400000#VERSION   in a bucket
+    3:1732976400000           served by the tracking server
+    3:1732976400000/VERSION   in a bucket
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class MlflowStore:
         version = self._tracking.named(self._name, self._which)
         for file in self._store_of(version).listing():
             yield replace(
-                file, version=f"{version.identity}#{file.version}" if file.version else version.identity
+                file, version=f"{version.identity}/{file.version}" if file.version else version.identity
             )
 
     def address(self, file: LockedFile) -> Address | None:
@@ -90,11 +90,11 @@ class MlflowStore:
 
         Raises RevisionNotFound where the version was deleted since it was locked.
         """
-        identity, _, inner = file.version.partition("#")
+        identity, _, inner = file.version.partition("/")
         with self._opening:
             store = self._stores.get(identity)
         if store is None:
-            number = identity.partition("@")[0]
+            number = identity.partition(":")[0]
             version = self._tracking.numbered(self._name, number) if number.isdecimal() else None
             if version is None or version.identity != identity:
                 anew = "was deleted, and another one has its number" if version else "was deleted"

@@ -45,7 +45,7 @@ class ModelVersion:
     @property
     def identity(self) -> str:
         """What no other version of this model is called."""
-        return f"{self.number}@{self.created}"
+        return f"{self.number}:{self.created}"
 
 
 def tracking_server(server: str, environ: Mapping[str, str], subject: str) -> str:

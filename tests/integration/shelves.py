@@ -24,15 +24,13 @@ from tests.servers.oci_content import OciContent
 from tests.servers.registry_streaming import StreamingProxy
 from tests.servers.web import WebServer
 
-Servers = pytest.FixtureRequest  # by which servers that tests share are had
-
 
 @dataclass
 class Shelf:
     """One source with files in it.
 
     `entry`: the keys of models.yaml. `environment`: what the user's shell needs for it. `put`: writes a file.
-    `close`: stops what was started for it alone.
+    `close`: stops what was started for it alone. `lost`: the files whose names it cannot keep.
     """
 
     entry: dict[str, Any]
@@ -41,9 +39,10 @@ class Shelf:
     environment: dict[str, str] = field(default_factory=dict)
     secrets: frozenset[str] = frozenset()
     close: Callable[[], object] = bool
+    lost: frozenset[str] = frozenset()
 
 
-def hub_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers: Servers) -> Shelf:
+def hub_shelf(world: World, files: Mapping[str, bytes], folder: Path) -> Shelf:
     name = f"acme/{secrets.token_hex(4)}"
     repo = world.repo(name, files)
 
@@ -53,7 +52,7 @@ def hub_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers: S
     return Shelf({"source": f"hf://{name}"}, put, keeps_versions=True)
 
 
-def file_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers: Servers) -> Shelf:
+def file_shelf(world: World, files: Mapping[str, bytes], folder: Path) -> Shelf:
     root = folder / f"weights {secrets.token_hex(4)}"  # with a space, as a mounted disk may have it
 
     def put(path: str, content: bytes) -> None:
@@ -65,13 +64,18 @@ def file_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers: 
     return Shelf({"source": f"file://{root}"}, put, keeps_versions=False)
 
 
-def https_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers: Servers) -> Shelf:
+def https_shelf(
+    world: World, files: Mapping[str, bytes], folder: Path, folders: pytest.TempPathFactory
+) -> Shelf:
     """A server with a certificate of its own authority and a password; the sha256 are in models.yaml."""
-    outside = servers.getfixturevalue("tmp_path_factory").mktemp("https")
+    outside = folders.mktemp("https")
     host, password = world.services.bridge, secrets.token_hex(12)
     made = make_certificate(outside, (host,))
     web = WebServer({}, host=host, user=("reader", password), certificate=made).__enter__()
     (outside / "netrc").write_text(f"machine {host} login reader password {password}\n")
+    bundle = outside / "authorities.pem"  # whom builds trust already, and the server's
+    trusted = world.environment.get("MODELBAKE_CA_BUNDLE")
+    bundle.write_bytes(made.authority.read_bytes() + (Path(trusted).read_bytes() if trusted else b""))
     given: dict[str, str] = {}
 
     def put(path: str, content: bytes) -> None:
@@ -89,19 +93,21 @@ def https_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers:
         {"source": f"{web.url}/team%20a/", "files": given},
         put,
         keeps_versions=False,
-        environment={"NETRC": str(outside / "netrc"), "MODELBAKE_CA_BUNDLE": str(made.authority)},
+        environment={"NETRC": str(outside / "netrc"), "MODELBAKE_CA_BUNDLE": str(bundle)},
         secrets=frozenset({password}),
         close=web.__exit__,
     )
 
 
-def oci_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers: Servers) -> Shelf:
+def oci_shelf(
+    world: World, files: Mapping[str, bytes], folder: Path, folders: pytest.TempPathFactory
+) -> Shelf:
     """A ModelPack artifact under a tag, in the registry as builds reach it."""
     services = world.services
     proxy = StreamingProxy(services.registry, host=services.bridge).__enter__()
     login = (services.registry_user, services.password)
     content = OciContent(proxy.address, *login, f"{world.namespace}/packed")
-    config = servers.getfixturevalue("tmp_path_factory").mktemp("docker")
+    config = folders.mktemp("docker")
     pair = base64.b64encode(":".join(login).encode()).decode()
     (config / "config.json").write_text(json.dumps({"auths": {proxy.address: {"auth": pair}}}))
     held = dict(files)
@@ -119,10 +125,11 @@ def oci_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers: S
     return Shelf({"source": content.source("1")}, put, True, environment, frozenset(), close)
 
 
-def mlflow_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers: Servers) -> Shelf:
+def mlflow_shelf(world: World, files: Mapping[str, bytes], folder: Path, server: MLflowServer) -> Shelf:
     """A registered model whose alias names the version; the tracking server serves the artifacts."""
-    server: MLflowServer = servers.getfixturevalue("mlflow_server")
-    name, held = f"pets é {secrets.token_hex(4)}", dict(files)
+    lost = frozenset(path for path in files if "%" in path)  # it unescapes names once more than asked
+    name = f"pets é {secrets.token_hex(4)}"
+    held = {path: data for path, data in files.items() if path not in lost}
 
     def put(path: str, data: bytes) -> None:
         held[path] = data
@@ -135,13 +142,16 @@ def mlflow_shelf(world: World, files: Mapping[str, bytes], folder: Path, servers
         keeps_versions=True,
         environment=server.environment_for(server.reader),
         secrets=frozenset({server.reader.password}),
+        lost=lost,
     )
 
 
-SHELVES: dict[str, Callable[[World, Mapping[str, bytes], Path, Servers], Shelf]] = {
+SHELVES: dict[str, Callable[..., Shelf]] = {
     "hf": hub_shelf,
     "file": file_shelf,
     "https": https_shelf,
     "oci": oci_shelf,
     "mlflow": mlflow_shelf,
 }
+# The fixture with a kind's server, or what else its shelf needs, which comes last.
+SERVERS = {"https": "tmp_path_factory", "oci": "tmp_path_factory", "mlflow": "mlflow_server"}

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from modelbake.config import SourceSpec
+from modelbake.errors import RevisionNotFound, SourceError, SourceNotFound
 from modelbake.lock import read_lock
 from modelbake.locked import LockedSource
-from modelbake.sources.oci import OciStore, open_store
-from modelbake.sources.store import InnerReader
+from modelbake.sources.oci import open_store
+from modelbake.sources.store import InnerReader, StoreSource
 from tests.integration.world import World
 from tests.servers.oci_content import OciContent, packed
 
@@ -29,91 +31,102 @@ FILES = {
 
 
 @pytest.fixture
-def content(world: World) -> Iterator[OciContent]:
+def content(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[OciContent]:
     """A repository for weights; docker's own login is the only one that is known of the registry."""
     world.login()
     for name in ("MODELBAKE_REGISTRY_USER", "MODELBAKE_REGISTRY_PASSWORD_FILE"):
         del world.environment[name]
+    monkeypatch.setenv("DOCKER_CONFIG", str(world.folder / ".docker"))
     services = world.services
     login = (services.registry, services.registry_user, services.password)
     with closing(OciContent(*login, f"{world.namespace}/pets")) as made:
         yield made
 
 
-def lock(world: World, source: str, **keys: Any) -> LockedSource:
-    world.models(tiny={"source": source, **keys})
-    world.run("lock")
-    world.build_py("lock", "--check").ok()
-    return read_lock(world.folder / "models.lock").models["tiny"]
+def lock(source: str, **keys: Any) -> LockedSource:
+    return StoreSource(open_store).resolve(SourceSpec(name="m", source=source, **keys), None).locked
 
 
-def read_all(world: World, locked: LockedSource, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+def read_all(locked: LockedSource) -> dict[str, bytes]:
     """Read every file in two parts, as a lane does that goes on after it was broken off."""
-    monkeypatch.setenv("DOCKER_CONFIG", str(world.folder / ".docker"))
     with closing(open_store(locked)) as store:
-        assert isinstance(store, OciStore)
         reader = InnerReader(locked, store.reader(threading.Event()))
         found = {}
         for file in locked.files:
             half = file.size // 2
-            whole = b"".join(reader.read(file))
-            assert b"".join(reader.read(file, half)) == whole[half:]
-            found[file.path] = whole
+            found[file.path] = b"".join(reader.read(file))
+            assert b"".join(reader.read(file, half)) == found[file.path][half:]
         return found
 
 
 @pytest.mark.parametrize("packing", ["raw", "tar", "tar+gzip", "tar+zstd"])
-def test_modelpack(world: World, content: OciContent, packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modelpack(content: OciContent, packing: str) -> None:
     content.modelpack("1", FILES, packing)
-    locked = lock(world, content.source("1"))
-    assert read_all(world, locked, monkeypatch) == FILES
+    locked = lock(content.source("1"))
+    assert read_all(locked) == FILES
     ending = {"raw": "", "tar": r"!tar\+512", "tar+gzip": "!gzip", "tar+zstd": "!zstd"}[packing]
     plain = [file.version for file in locked.files if file.path != ODD]  # its name takes a header more
     assert all(re.fullmatch(rf"sha256:[0-9a-f]{{64}}{ending}", version) for version in plain)
 
 
-def test_oras_artifacts_and_images(
-    world: World, content: OciContent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oras_artifacts(content: OciContent) -> None:
     pushed = content.oras("oras", {"config.json": b"{}"}, {"weights": packed({f"weights/{ODD}": b"odd"})})
-    locked = lock(world, content.source(pushed["digest"]))
-    assert read_all(world, locked, monkeypatch) == {"config.json": b"{}", f"weights/{ODD}": b"odd"}
-    below = {f"models/{path}": data for path, data in FILES.items()}
-    for compression in ("", "gzip"):
-        layers = [{"etc/x": b"1", "models/old": b"2"}, below, {"models/.wh.old": b"", "etc/link": None}]
-        image = content.image("car", layers, compression)
-        content.index("several", [{**image, "platform": {"os": "linux", "architecture": "amd64"}}])
-        assert read_all(world, lock(world, content.source("several")), monkeypatch) == FILES
-    chosen = lock(world, content.source("car"), include=["*.json"])
-    assert [file.path for file in chosen.files] == ["config.json"]
+    locked = lock(content.source(pushed["digest"]))
+    assert read_all(locked) == {"config.json": b"{}", f"weights/{ODD}": b"odd"}
+
+
+@pytest.mark.parametrize("compression", ["", "gzip"])
+def test_images(content: OciContent, compression: str) -> None:
+    below: dict[str, bytes | None] = {f"models/{path}": data for path, data in FILES.items()}
+    below |= {f"models/parts/{number:05}.json": b"%d" % number for number in range(1000)}
+    lower: dict[str, bytes | None] = {"etc/x": b"1", "models/old": b"2"}
+    image = content.image("car", [lower, below, {"models/.wh.old": b"", "etc/link": None}], compression)
+    content.index("several", [{**image, "platform": {"os": "linux", "architecture": "amd64"}}])
+    locked = lock(content.source("several"), exclude=("parts/*",))
+    assert read_all(locked) == FILES
+    chosen = lock(content.source("car"), include=("parts/*",))
+    assert len(chosen.files) == 1000
+    content.image("link", [{"models/a": b"1", "models/b": None}], compression)
+    with pytest.raises(SourceError, match="'models/b' is a link"):
+        lock(content.source("link"))
+
+
+def test_our_own_weights_are_a_source(world: World, content: OciContent) -> None:
+    """What `publish` has put beside an image is what another model may be made of."""
+    world.environment |= {
+        "MODELBAKE_REGISTRY_USER": world.services.registry_user,
+        "MODELBAKE_REGISTRY_PASSWORD_FILE": str(world.services.registry_password_file),
+    }
+    world.models(tiny={"source": content.source(content.modelpack("1", FILES)["digest"])})
+    world.run("lock")
+    reference = world.build_py("publish", "tiny").ok().out.strip()
+    first = {file.path: file.sha256 for file in read_lock(world.folder / "models.lock").models["tiny"].files}
+    locked = lock(f"oci://{reference}")
+    assert {file.path: file.sha256 for file in locked.files} == first
+    assert read_all(locked) == FILES
+    (tag,) = (tag for tag in world.services.tags(f"{world.namespace}/weights") if tag.startswith("weights-"))
+    again = lock(f"oci://{world.services.registry}/{world.namespace}/weights:{tag}")
+    assert {file.path: file.sha256 for file in again.files} == first
 
 
 def test_what_goes_wrong_is_said(world: World, content: OciContent) -> None:
     content.modelpack("1", FILES)
-    locked = lock(world, content.source("1"))
+    world.models(tiny={"source": content.source("1")})
+    world.run("lock")
+    locked = read_lock(world.folder / "models.lock")
     content.modelpack("1", {**FILES, "config.json": b"{}"})
     moved = world.build_py("lock", "--check")
     assert moved.code == 13
     assert "tiny: moved: " in moved.out
-    world.models(tiny={"source": content.source("none")})
-    assert world.build_py("lock").code == 23
-    content.image("link", [{"models/a": b"1", "models/b": None}])
-    world.models(tiny={"source": content.source("link")})
-    refused = world.build_py("lock")
-    assert refused.code == 20
-    assert "'b' is a link" in refused.err or "'models/b' is a link" in refused.err
-    world.models(tiny={"source": content.source("1")})
     world.secrets.add("not-the-password")
     wrong = {"MODELBAKE_REGISTRY_USER": "me", "MODELBAKE_REGISTRY_PASSWORD": "not-the-password"}
     refused = world.build_py("lock", **wrong)
     assert refused.code == 21
     assert "credHelpers, credsStore, auths" in refused.err
-    assert read_lock(world.folder / "models.lock").models["tiny"] == locked, "what was locked stays"
-    anonymous = world.build_py("lock", DOCKER_CONFIG=str(world.folder / "none"))
-    assert anonymous.code == 21
-
-
-def test_thousands_of_files_in_one_tar(world: World, content: OciContent) -> None:
-    many = {f"models/parts/{number:05}.json": b"%d" % number for number in range(3000)}
-    content.image("many", [many], "gzip")
-    assert len(lock(world, content.source("many")).files) == 3000
+    assert read_lock(world.folder / "models.lock") == locked, "what was locked stays"
+    with pytest.raises(SourceNotFound):
+        lock(content.source("none"))
+    file = locked.models["tiny"].files[0]
+    content.delete_blob(file.version)
+    with pytest.raises(RevisionNotFound, match="no longer has"):
+        read_all(locked.models["tiny"])

@@ -131,7 +131,7 @@ def served(status: str = "READY", uri: str = "mlflow-artifacts:/1") -> WebServer
 def test_artifacts_are_listed_and_read() -> None:
     with served() as web, closing(store_of(web, MLFLOW_TRACKING_TOKEN=CANARY)) as store:
         (file,) = store.listing()
-        assert (file.path, file.size, file.version) == ("a b.bin", 3, "1@5")
+        assert (file.path, file.size, file.version) == ("a b.bin", 3, "1:5")
         locked = LockedFile(file.path, 3, "", file.version)
         assert b"".join(store.reader(threading.Event()).read(locked)) == b"abc"
         assert {each.authorization for each in web.seen} == {f"Bearer {CANARY}"}
@@ -167,13 +167,13 @@ def test_folders_without_end() -> None:
 
 
 def test_a_version_that_has_the_number_of_a_deleted_one() -> None:
-    locked = LockedFile("a b.bin", 3, "", "1@4")
+    locked = LockedFile("a b.bin", 3, "", "1:4")
     with served() as web:
         with pytest.raises(RevisionNotFound, match="another one has its number"):
             ask(web, lambda store: store.address(locked))
-        for edited in ("x", "", "1@5#", "../../1@5"):
+        for edited in ("x", "", "1:5/", "../../1:5"):
             with closing(store_of(web)) as store:
-                if edited == "1@5#":
+                if edited == "1:5/":
                     assert store.address(LockedFile("a", 1, "", edited))
                     continue
                 with pytest.raises(RevisionNotFound, match="was deleted"):
