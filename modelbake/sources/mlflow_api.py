@@ -153,7 +153,8 @@ class Tracking(AddressedStore):
         raise SourceAuthError(
             f"the MLflow server answers {status} for {what}: {right}",
             subject=self.subject,
-            hint="the permission READ of the registered model, and of the experiment of its artifacts",
+            hint="the permission READ of the registered model, and of the experiment of its artifacts;"
+            " a server with rights answers the same for a model that does not exist",
         )
 
     def _moving(self, name: str, which: str) -> ModelVersion | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import posixpath
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def plain_members(
         archive = LayerTar.open(fileobj=file, mode="r:", tarinfo=Member)
     with archive:
         for member in members_of(archive):
-            name = member.name.removeprefix("./")
+            name = posixpath.normpath(f"/{member.name}").lstrip("/")  # as engines read it
             if member.isreg():
                 yield name, member.size, member.offset_data
             elif not member.isdir():

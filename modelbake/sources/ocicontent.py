@@ -20,7 +20,7 @@ from typing import Any
 from modelbake.errors import SourceError
 from modelbake.manifest import Manifest
 from modelbake.plan import LABEL_PREFIX
-from modelbake.sources.store import StoredFile
+from modelbake.sources.store import MOST_FILES, StoredFile
 from modelbake.weightpath import shown
 
 ROOT = "models"  # where images have the weights
@@ -143,6 +143,8 @@ class FileTree:
                 self._remove("/".join(filter(None, (parent, last.removeprefix(_HIDDEN)))), itself=True)
             elif name.startswith(f"{ROOT}/"):
                 added[name] = StoredFile(name[len(ROOT) + 1 :], size, content.version(offset))
+            if len(added) > MOST_FILES:
+                raise SourceError(f"a layer holds more than {MOST_FILES:,} files", subject=self._subject)
         for name in links():
             if not content.rooted or name == ROOT or name.startswith(f"{ROOT}/"):
                 added[name] = None

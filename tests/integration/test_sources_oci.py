@@ -77,15 +77,16 @@ def test_oras_artifacts(content: OciContent) -> None:
 
 @pytest.mark.parametrize("compression", ["", "gzip"])
 def test_images(content: OciContent, compression: str) -> None:
+    many = 1000 if compression else 50  # of a plain tar each is asked for alone
     below: dict[str, bytes | None] = {f"models/{path}": data for path, data in FILES.items()}
-    below |= {f"models/parts/{number:05}.json": b"%d" % number for number in range(1000)}
+    below |= {f"models/parts/{number:05}.json": b"%d" % number for number in range(many)}
     lower: dict[str, bytes | None] = {"etc/x": b"1", "models/old": b"2"}
     image = content.image("car", [lower, below, {"models/.wh.old": b"", "etc/link": None}], compression)
     content.index("several", [{**image, "platform": {"os": "linux", "architecture": "amd64"}}])
     locked = lock(content.source("several"), exclude=("parts/*",))
     assert read_all(locked) == FILES
     chosen = lock(content.source("car"), include=("parts/*",))
-    assert len(chosen.files) == 1000
+    assert len(chosen.files) == many
     content.image("link", [{"models/a": b"1", "models/b": None}], compression)
     with pytest.raises(SourceError, match="'models/b' is a link"):
         lock(content.source("link"))
