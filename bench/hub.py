@@ -16,16 +16,17 @@ TOKEN = "hf_thebenchtokenthatopensallofitsrepos"  # noqa: S105  # of a hub that 
 
 
 class HubProcess:
-    """`python -m tests.servers.hub` at an address that builds reach; `close` ends it."""
+    """`python -m tests.servers.hub` at an address that builds reach; `close` ends it. `rate`: bytes/s."""
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path, address: str, rate: float | None = None) -> None:
         self.root = folder / "hub"
-        self.root.mkdir()
+        self.root.mkdir(parents=True)
         self.token_file = folder / "hub.token"
         self.token_file.touch(mode=0o600)
         self.token_file.write_text(TOKEN)
         command = [sys.executable, "-m", "tests.servers.hub", "--root", str(self.root)]
         command += ["--token-file", str(self.token_file), "--host", address]
+        command += ["--rate", str(rate)] if rate else []
         self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         ready = json.loads(self._process.stdout.readline())
@@ -53,6 +54,10 @@ class HubProcess:
     def sent(self) -> int:
         """Return how many bytes of files it has sent (of anything but its API's answers)."""
         return sum(int(record["bytes_sent"]) for record in self._call("GET") if record["file"])
+
+    def fetched(self) -> list[int]:
+        """Return of each request for a file's bytes how many it has sent."""
+        return [int(each["bytes_sent"]) for each in self._call("GET") if each["host"] == "cdn"]
 
     def asked(self) -> int:
         """Return how many requests it has had."""

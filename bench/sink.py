@@ -13,6 +13,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 _KEPT = 1 << 20  # bytes; blobs up to this size can be read back
@@ -50,6 +51,11 @@ class Sink(ThreadingHTTPServer):
         self.manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self.guard = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong, unless it is just the client that went away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -20,6 +20,7 @@ from modelbake.expected import golden_of
 from modelbake.release.entries import USUAL_CHANNELS, ChannelEntry, SigningEntry
 from modelbake.scalars import quoted
 from modelbake.schema import DEFAULT_HUB, Device, json_schema
+from modelbake.smokeentry import CheckEntry, Limits, ToleranceEntry, UrlPath
 from modelbake.sourceuri import kind_of
 from modelbake.validation import Entry, did_you_mean, validate
 from modelbake.yamlfile import KeyPath, Problem, YamlFile, dotted, raise_problems, read_yaml
@@ -42,7 +43,7 @@ class CheckSpec(Entry):
 
     name: str
     method: Literal["GET", "POST"]
-    path: schema.UrlPath
+    path: UrlPath
     body: Any = None
     status: int = 200
     expect: dict[str, Any] = Field(default_factory=dict)
@@ -60,9 +61,9 @@ class SmokeSpec(Entry):
     startup_seconds: float = 300.0
     requests: int = 20
     require_gpu: bool = False
-    limits: schema.Limits = Field(default_factory=schema.Limits)
+    limits: Limits = Field(default_factory=Limits)
     checks: tuple[CheckSpec, ...] = ()
-    tolerance: schema.ToleranceEntry = Field(default_factory=schema.ToleranceEntry)
+    tolerance: ToleranceEntry = Field(default_factory=ToleranceEntry)
 
     @property
     def meant_to_succeed(self) -> CheckSpec | None:
@@ -310,7 +311,7 @@ def _written(entry: Entry) -> dict[str, Any]:
 def _merged(name: str, defaults: schema.Settings, entry: schema.ModelEntry) -> ModelSpec:
     smoke = {**_written(defaults.smoke), **_written(entry.smoke)}
     limits = {**_written(defaults.smoke.limits), **_written(entry.smoke.limits)}
-    smoke["limits"] = schema.Limits(**limits)
+    smoke["limits"] = Limits(**limits)
     smoke["checks"] = _checks(smoke.get("checks", ()))
     own = {
         "name": name,
@@ -321,7 +322,7 @@ def _merged(name: str, defaults: schema.Settings, entry: schema.ModelEntry) -> M
     return ModelSpec(**{**_written(defaults), **_written(entry), **own})
 
 
-def _checks(entries: Sequence[schema.CheckEntry]) -> tuple[CheckSpec, ...]:
+def _checks(entries: Sequence[CheckEntry]) -> tuple[CheckSpec, ...]:
     checks: list[CheckSpec] = []
     taken = {entry.name for entry in entries}
     for number, entry in enumerate(entries, 1):

@@ -18,16 +18,19 @@ from docker.errors import NotFound
 from docker.types import DeviceRequest
 
 from modelbake.buildkit.failure import translating
+from modelbake.buildkit.hijack import hijack
 from modelbake.errors import EngineError, GpuUnavailable, ModelbakeError
 from modelbake.gpus import NVIDIA, Gpus, engine_trouble
 from modelbake.owner import is_gone, this_process
 
 if TYPE_CHECKING:
+    import requests
     from docker import APIClient
 
 LABEL = "io.modelbake.smoke"
 OWNER_LABEL = "io.modelbake.owner"
 _STREAMS = {1: "stdout", 2: "stderr"}
+_CHUNK = 64 * 1024  # bytes
 _HEADER = 8  # bytes before each frame of a multiplexed stream: stream, 3 zeros, length (big endian)
 # Inside the container. Executable, as an `emptyDir` is: compilers of kernels load what they put there.
 _TMP = {"/tmp": "rw,exec,nosuid,nodev,size=1g,mode=1777"}  # noqa: S108
@@ -94,23 +97,28 @@ class Container:
     def exec(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> ExecResult:
         """Run a command in the container and wait for its end, however long that takes.
 
-        The output is read as a plain HTTP response, not from a hijacked connection: the SDK's way loses the
-        bytes that came in one packet with the response's header.
+        The connection is upgraded, and read below HTTP. The SDK's own way to do that loses the bytes that
+        came in one packet with the response's header; and a plain response that ends with its connection is
+        lost over SSH, where http.client closes the channel before its body is read.
         """
         with translating(self.name):
             created = self._api.exec_create(self.name, list(argv), environment=dict(environment or {}))
             response = self._api.post(
                 f"{self._api.base_url}/v{self._api.api_version}/exec/{created['Id']}/start",
                 json={"Detach": False, "Tty": False},
+                headers={"Connection": "Upgrade", "Upgrade": "tcp"},
                 stream=True,
                 timeout=None,
             )
             try:
-                if response.status_code != 200:
+                if response.status_code == 101:
+                    output = b"".join(_received(response))
+                elif response.status_code == 200:  # something between us has not upgraded it
+                    output = b"".join(response.iter_content(chunk_size=None))
+                else:
                     raise EngineError(
                         f"the engine cannot run {argv[0]}: {response.text.strip()}", subject=self.name
                     )
-                output = b"".join(response.iter_content(chunk_size=None))
             finally:
                 response.close()
             exit_code = self._api.exec_inspect(created["Id"])["ExitCode"]
@@ -118,6 +126,15 @@ class Container:
             raise EngineError(f"the connection ended before {argv[0]} did", subject=self.name)
         streams = split_streams(output)
         return ExecResult(int(exit_code), streams["stdout"], streams["stderr"])
+
+
+def _received(response: requests.Response) -> Iterator[bytes]:
+    """Yield what an upgraded connection carries, until its end."""
+    sock, early = hijack(response)
+    sock.settimeout(None)
+    yield early
+    while data := sock.recv(_CHUNK):
+        yield data
 
 
 def split_streams(output: bytes) -> dict[str, bytes]:

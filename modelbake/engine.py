@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import socket
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from urllib.parse import quote
 
 import docker
 from docker.context import ContextAPI
-from docker.errors import create_api_error_from_http_exception
+from docker.errors import TLSParameterError, create_api_error_from_http_exception
 from docker.tls import TLSConfig
 from docker.utils import kwargs_from_env
 from requests import HTTPError
@@ -40,6 +39,7 @@ from modelbake.dockerconfig import split_reference
 from modelbake.engine_pull import pull
 from modelbake.engine_push import PushedTag, push
 from modelbake.engine_stream import LayerProgress
+from modelbake.enginereach import not_reached
 from modelbake.errors import EngineNotFound, EngineTooOld, ModelbakeError
 from modelbake.errors import ImageNotFound as NoSuchImage
 from modelbake.gpus import NVIDIA
@@ -119,7 +119,10 @@ def connect(host: str | None = None) -> Engine:
         EngineNotFound: none answers; says which was tried.
         EngineTooOld: it answers, and is older than the SDK can speak to.
     """
-    address, tls = _address(host)
+    try:
+        address, tls = _address(host)
+    except TLSParameterError as error:
+        raise not_reached(error, host or os.environ.get("DOCKER_HOST", "")) from error
     try:
         _probe(address)
         api = _Client(base_url=address, tls=tls or False, version="auto")
@@ -127,7 +130,7 @@ def connect(host: str | None = None) -> Engine:
         failure = translate(error, address)
         if isinstance(failure, EngineTooOld):
             raise failure from error
-        raise EngineNotFound(_why(error), subject=address, hint=_hint(error)) from error
+        raise not_reached(error, address) from error
     return Engine(api, address, tls)
 
 
@@ -347,8 +350,8 @@ class Engine:
 
 def _address(host: str | None) -> tuple[str, TLSConfig | None]:
     """Resolve an engine's address and TLS settings, as the docker program does."""
+    from_environment = kwargs_from_env()
     with translating(host or os.environ.get("DOCKER_HOST") or "docker context"):
-        from_environment = kwargs_from_env()
         if host or from_environment.get("base_url"):
             return host or from_environment["base_url"], from_environment.get("tls")
         name = os.environ.get("DOCKER_CONTEXT")
@@ -369,36 +372,6 @@ def _probe(address: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(_PROBE_SECONDS)
             probe.connect("/" + address.removeprefix("unix://").lstrip("/"))
-
-
-def _why(error: BaseException) -> str:
-    """Return the reason at the bottom of the SDK's and HTTP client's wrapping."""
-    reason = _root(error)
-    if isinstance(reason, FileNotFoundError):
-        return "no engine answers: the socket does not exist"
-    if isinstance(reason, PermissionError):
-        return "the engine's socket may not be opened by this user"
-    if isinstance(reason, ConnectionRefusedError):
-        return "no engine answers: the connection was refused"
-    return f"no engine answers: {reason}"
-
-
-def _hint(error: BaseException) -> str:
-    if isinstance(_root(error), PermissionError):
-        return "add the user to the group `docker`, or point DOCKER_HOST at an engine of its own"
-    if isinstance(_root(error), ssl.SSLError):
-        return "check the engine's certificate and the files in DOCKER_CERT_PATH"
-    return START_AN_ENGINE
-
-
-def _root(error: BaseException) -> BaseException:
-    seen = {id(error)}
-    while (inner := error.__cause__ or error.__context__) is not None and id(inner) not in seen:
-        if isinstance(inner, NameError):  # how the SDK notes that paramiko is missing; it then says so
-            break
-        seen.add(id(inner))
-        error = inner
-    return error
 
 
 def _knows_cdi_gpus(info: Mapping[str, Any], *, local: bool) -> bool:

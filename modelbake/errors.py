@@ -53,6 +53,7 @@
     |   +-- SigningFailed        77   the image could not be signed
     +-- BackupError              79   a backup cannot be written, read or restored
     +-- VerifyFailed             80   `verify` found that an image is not what it should be
+    +-- ClusterError             90   a Dask cluster cannot be reached, or cannot do the work
     +-- Interrupted             130   Ctrl-C
 
 Only `modelbake.cli` catches these. Code that talks to the outside translates foreign exceptions into
@@ -390,6 +391,12 @@ class VerifyFailed(ModelbakeError):
     """`verify` found that an image is not what it should be; what it is was printed."""
 
     exit_code = 80
+
+
+class ClusterError(ModelbakeError):
+    """A Dask cluster cannot be reached, is not fit for the work, or lost those who did it."""
+
+    exit_code = 90
 
 
 class Interrupted(ModelbakeError):

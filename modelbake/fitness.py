@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from modelbake.conversion import conversion_objections, converted_names, image_files, is_convertible
@@ -82,6 +83,7 @@ def warnings(spec: ModelSpec, evidence: Evidence) -> list[str]:
     return found
 
 
+@lru_cache(maxsize=1 << 16)  # of a thousand models most files have the same names
 def holds(path: str, pattern: str) -> bool:
     """Tell whether a path is of a need's pattern.
 

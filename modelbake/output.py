@@ -78,20 +78,33 @@ class Output:
         self.write_line(visible(line))
 
     def audit(
-        self, *, source: str, file: str, bytes: int, attempts: int, sha256: str, seconds: float
+        self,
+        *,
+        source: str,
+        file: str,
+        bytes: int,
+        attempts: int,
+        sha256: str,
+        seconds: float,
+        worker: str = "",
     ) -> None:
-        """Log one finished transfer; this line is what an auditor reads later. `seconds` is wall time."""
+        """Log one finished transfer; this line is what an auditor reads later.
+
+        `seconds` is wall time, `worker` the one of a cluster that has done it, '' for this process.
+        """
         # The rate of a small file is that of its request, and tells nothing.
         rate = f", {bytes / seconds / 1e6:.0f} MB/s" if seconds and bytes >= 1_000_000 else ""
         self.event(
             "transfer",
-            f"fetched {file} ({bytes:,} bytes{rate}, attempt {attempts}) sha256:{sha256[:12]} from {source}",
+            f"fetched {file} ({bytes:,} bytes{rate}, attempt {attempts}) sha256:{sha256[:12]} from {source}"
+            + (f" by {worker}" if worker else ""),
             source=source,
             file=file,
             bytes=bytes,
             attempts=attempts,
             sha256=sha256,
             seconds=round(seconds, 3),
+            **({"worker": worker} if worker else {}),
         )
 
     def _plain_line(self, line: str) -> None:

@@ -53,10 +53,15 @@ def _refusal(spec: ModelSpec, files: Sequence[str], unasked: Sequence[str]) -> s
     aside = "" if any(path.endswith(_SAFE) for path in files) else "; there are no safetensors beside"
     convertible = any(map(is_convertible, unasked))
     convert = " have it converted with `convert: safetensors`," if convertible else ""
-    exclude = [*spec.exclude, *(each for each in _patterns(spec, unasked) if each not in spec.exclude)]
+    # What is added to a model has patterns of its own.
+    folders = [each.into for each in spec.add if any(path.startswith(f"{each.into}/") for path in unasked)]
+    own = [path for path in unasked if not path.startswith(tuple(f"{folder}/" for folder in folders))]
+    exclude = [*spec.exclude, *(each for each in _patterns(spec, own) if each not in spec.exclude)]
+    ways = [f"`exclude: {_flow(exclude)}`"] * bool(own)
+    ways += [f"`exclude` of what `add` puts into {folder}" for folder in folders]
     return (
         f"{spec.name} holds {_listed(unasked)}: by name a pickle, and loading one can run any code{aside}."
-        f" Leave it out with `exclude: {_flow(exclude)}`,{convert} or bake it in all the same with"
+        f" Leave it out with {' and '.join(ways)},{convert} or bake it in all the same with"
         f" `allow_pickle: {_flow([*spec.allow_pickle, *unasked])}`"
     )
 

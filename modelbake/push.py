@@ -21,7 +21,7 @@ from modelbake.registry import Registry
 from modelbake.regression import Gate
 from modelbake.report import Report, read_report
 from modelbake.reportstore import add_report, keep_report
-from modelbake.schema import ToleranceEntry
+from modelbake.smokeentry import ToleranceEntry
 from modelbake.stream.repository import RegistryRepository
 from modelbake.versiontag import VersionTag, candidate_tag
 

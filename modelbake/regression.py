@@ -19,7 +19,7 @@ from modelbake.versiontag import precedence, released_versions
 
 if TYPE_CHECKING:
     from modelbake.output import Output
-    from modelbake.schema import ToleranceEntry
+    from modelbake.smokeentry import ToleranceEntry
     from modelbake.stream.repository import RegistryRepository
 
 _TOLERATED = (LATENCY, THROUGHPUT, LOAD, GPU_MEMORY)  # each has a key of its name in `smoke: tolerance`

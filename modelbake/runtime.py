@@ -20,6 +20,7 @@ from modelbake.errors import ConfigError, RenderError
 from modelbake.requirements import read_requirements, unhashed
 from modelbake.scalars import quoted
 from modelbake.smallfile import read_small
+from modelbake.smokeentry import UrlPath
 from modelbake.validation import Entry, Number, Text, did_you_mean, validate
 from modelbake.yamlfile import KeyPath, Problem, YamlFile, raise_problems, read_yaml
 
@@ -77,7 +78,7 @@ class ServerEntry(_Entry):
     command: tuple[Annotated[str, Text(grammar.ARGUMENT)], ...] = Field(min_length=1, strict=False)
     # The server is not root, so ports below 1024 are not its to take.
     port: Annotated[int, Number("a port from 1024 to 65535", 1024, 65535, whole=True)]
-    health: schema.UrlPath
+    health: UrlPath
 
 
 class DataEntry(_Entry):

@@ -15,7 +15,7 @@ from modelbake.verdict import Judged, judged
 
 if TYPE_CHECKING:
     from modelbake.probing import Probed
-    from modelbake.schema import Limits
+    from modelbake.smokeentry import Limits
 
 PREFIX = "limit: "
 PEAK = "modelbake_gpu_memory_peak_bytes"

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelbake.errors import ConfigError
+from modelbake.errors import ConfigError, LockError, ModelbakeError
 
 if TYPE_CHECKING:
     from modelbake.config import Config, ModelSpec
@@ -113,6 +113,35 @@ class Workspace:
         locked = self.locked(spec)
         self.require_fit({spec.name: Evidence([file.path for file in locked.files])})
         return make_plan(config, spec, locked, runtimes[spec.runtime])
+
+    def plan_all(self) -> list[BuildPlan]:
+        """Resolve every model of models.yaml to a plan, in its order.
+
+        Raises what `plan` does, for all models that cannot be planned at once.
+        """
+        from modelbake.fitness import Evidence
+        from modelbake.plan import make_plan
+
+        config, runtimes = self._read
+        locked = {}
+        problems: list[ModelbakeError] = []
+        for spec in config.models.values():
+            try:
+                locked[spec.name] = self.locked(spec)
+            except LockError as error:
+                problems.append(error)
+        try:
+            self.require_fit({n: Evidence([file.path for file in each.files]) for n, each in locked.items()})
+        except ConfigError as error:
+            problems.append(error)
+        if len(problems) > 1:
+            raise type(problems[0])("\n".join(map(str, problems)))
+        if problems:
+            raise problems[0]
+        return [
+            make_plan(config, spec, locked[spec.name], runtimes[spec.runtime])
+            for spec in config.models.values()
+        ]
 
     def require_fit(self, evidence: Mapping[str, Evidence]) -> None:
         """Raise UnfitModel unless each model's runtime can serve its files; `evidence` is by model name."""

@@ -1,8 +1,9 @@
-"""The fallback: the same build through the `buildx` program, where the engine has no sessions.
+"""The same build through the `buildx` program: on a builder of its own, or where the engine has no sessions.
 
 The secrets stay in memory: each is an anonymous file (memfd) that buildx inherits, so that a secret is in
 no argument, no environment and on no disk. The Docker configuration that buildx sees is a private, temporary
-one which holds the credentials of the registries that the Dockerfile names, and no others.
+one which holds the credentials of the registries that the Dockerfile names, and no others. A builder that
+somebody named is looked up where `docker buildx create` wrote it down.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from modelbake.buildkit.progress import BuildEvent, Trace
 from modelbake.buildkit.status import StatusUpdate, status_from_json
 from modelbake.buildkit.wire import WireError
 from modelbake.credentials import Redactor, Secret
-from modelbake.errors import EngineError, ModelbakeError, UsageError
+from modelbake.errors import EngineError, EngineNotFound, ModelbakeError, UsageError
 from modelbake.writing import memory_folder, private_folder
 
 if TYPE_CHECKING:
@@ -56,11 +57,24 @@ _LONGEST_DOCKERFILE = 1 << 20
 _LONGEST_DOCUMENT = 16 << 20
 
 
-class BuildxBuilder:
-    """Builds through `buildx`, on the same engine."""
+# Of the drivers `remote` and `docker-container`: what they do before BuildKit is asked for anything.
+_BEFORE_A_BUILD = ("[internal] waiting for connection", "[internal] booting buildkit")
+_CONTEXT = "to switch to context"
+_NO_BUILDER = re.compile(r"no builder \"[^\"]*\" found")
+_UNREACHABLE = re.compile(
+    r"connection refused|no such host|i/o timeout|deadline exceeded|connection error|code = Unavailable"
+    r"|x509|tls:|Cannot connect to the Docker daemon|no route to host|timed? ?out",
+    re.IGNORECASE,
+)
 
-    def __init__(self, engine: Engine) -> None:
+
+class BuildxBuilder:
+    """Builds through `buildx`: on the same engine, or on the builder `name`; the image is loaded into it."""
+
+    def __init__(self, engine: Engine, name: str | None = None) -> None:
         self._engine = engine
+        # To buildx `default` is the engine that docker's programs speak to. That is ours already.
+        self._name = None if name == "default" else name
 
     def build(self, request: BuildRequest, trace: Trace, on_event: Callable[[BuildEvent], None]) -> str:
         """See Builder."""
@@ -71,6 +85,7 @@ class BuildxBuilder:
             metadata = private / "metadata.json"
             arguments = [program, "build", "--progress=rawjson", "--load"]
             arguments += ["--provenance=false", "--sbom=false", f"--metadata-file={metadata}"]
+            arguments += [f"--builder={self._name}"] if self._name else []
             arguments += [f"--tag={tag}" for tag in request.tags]
             arguments += [f"--label={name}={value}" for name, value in sorted(request.labels.items())]
             arguments += [f"--target={request.target}"] if request.target else []
@@ -86,10 +101,34 @@ class BuildxBuilder:
             for event in trace.finish():
                 on_event(event)
             if code != 0:
-                raise build_error(
-                    Redactor(request.secrets.values())(said or f"buildx ended with {code}"), trace
-                )
+                text = Redactor(request.secrets.values())(said or f"buildx ended with {code}")
+                raise self._builder_error(text, trace) or build_error(text, trace)
             return self._image_id(metadata)
+
+    def _builder_error(self, text: str, trace: Trace) -> ModelbakeError | None:
+        """Return what buildx says of a named builder, None where no builder is to blame."""
+        if not self._name:
+            return None
+        step = trace.failed[0] if trace.failed else ""
+        if _NO_BUILDER.search(text):
+            return UsageError(
+                "buildx knows no such builder",
+                subject=f"--builder {self._name}",
+                hint="`docker buildx ls` lists them, `docker buildx create --name NAME` makes one",
+            )
+        if _CONTEXT in text:
+            return UsageError(
+                "is a docker context, and not a builder",
+                subject=f"--builder {self._name}",
+                hint=f"DOCKER_CONTEXT={self._name} without --builder builds on its engine",
+            )
+        if step.startswith(_BEFORE_A_BUILD) or (not step and _UNREACHABLE.search(text)):
+            return EngineNotFound(
+                f"the builder does not answer: {text}",
+                subject=f"--builder {self._name}",
+                hint=f"`docker buildx inspect --bootstrap {self._name}` tries it",
+            )
+        return None
 
     def _image_id(self, metadata: Path) -> str:
         """Return the id of the image that buildx describes: its config's digest, or its manifest's.
@@ -105,6 +144,13 @@ class BuildxBuilder:
         for digest in digests:
             if isinstance(digest, str) and (image := self._engine.image(digest)) is not None:
                 return image.id
+        if self._name:
+            raise EngineError(
+                "the builder keeps its image in another engine than this one",
+                subject=f"--builder {self._name}",
+                hint=f"set DOCKER_HOST to that engine, or name a builder of another driver than `docker`"
+                f" (`docker buildx inspect {self._name}`)",
+            )
         raise EngineError("buildx built an image that is not in the engine")
 
     def _environment(self, private: Path, request: BuildRequest) -> dict[str, str]:
@@ -114,12 +160,20 @@ class BuildxBuilder:
         config.mkdir(mode=0o700)
         (config / "config.json").write_text(json.dumps({"auths": dict(_credentials(request))}))
         context = self._engine.write_context(config)
-        return environment | {
-            "DOCKER_CONFIG": str(config),
-            "DOCKER_CONTEXT": context,
-            "BUILDX_CONFIG": str(config / "buildx"),
-            "BUILDX_BUILDER": context,  # of the same name: the engine itself, not a builder beside it
-        }
+        own = {"DOCKER_CONFIG": str(config), "DOCKER_CONTEXT": context}
+        if self._name:
+            users = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+            _link_contexts(users, config)
+            builders = os.environ.get("BUILDX_CONFIG") or str(users / "buildx")
+            return environment | own | {"BUILDX_CONFIG": builders}
+        return (
+            environment
+            | own
+            | {
+                "BUILDX_CONFIG": str(config / "buildx"),
+                "BUILDX_BUILDER": context,  # of the same name: the engine itself, not a builder beside it
+            }
+        )
 
 
 class _Buildx:
@@ -178,6 +232,16 @@ class _Buildx:
                     shutil.copyfileobj(self._context, stdin, 1 << 20)
                 except ModelbakeError as error:  # of a weight file that travels with the context
                     self._failure = error
+
+
+def _link_contexts(users: Path, config: Path) -> None:
+    """Let a builder find the docker contexts that its nodes were made of, beside the one of our engine."""
+    for path in sorted((users / "contexts").rglob("*")):
+        if path.is_file():  # folders that are links are no contexts to docker
+            target = config / path.relative_to(users)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                target.symlink_to(path.absolute())
 
 
 def _kept_environment() -> dict[str, str]:

@@ -25,6 +25,7 @@ from grpclib.encoding.base import CodecBase
 from urllib3 import HTTPHeaderDict
 
 from modelbake.buildkit.failure import Unsuitable, translating
+from modelbake.buildkit.hijack import hijack
 from modelbake.buildkit.services import Services
 from modelbake.errors import EngineError
 from modelbake.writing import private_folder
@@ -127,23 +128,6 @@ class Session:
                 await writer.wait_closed()
             server.close()
             await server.wait_closed()
-
-
-def hijack(response: requests.Response) -> tuple[Any, bytes]:
-    """Take the connection below a response: (a socket-like object, non-blocking; bytes already read from it).
-
-    The object is a socket, an SSL socket or a paramiko channel: it has recv, sendall, settimeout, fileno.
-    The HTTP reader may have buffered bytes that follow the response's header; they are drained from it.
-    """
-    reader: Any = response.raw._fp.fp  # type: ignore[union-attr]
-    sock = reader.channel if hasattr(reader, "channel") else reader.raw._sock
-    sock.settimeout(0)
-    early = bytearray()
-    # One byte at a time: the reader returns it from its buffer, and blocks or fails only once that is empty.
-    with suppress(BlockingIOError, TimeoutError, ssl.SSLWantReadError):
-        while byte := reader.read(1):
-            early += byte
-    return sock, bytes(early)
 
 
 async def _pump(sock: Any, early: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -57,6 +57,7 @@ def build(
     labels: Mapping[str, str] | None = None,
     no_cache: bool = False,
     network: str | None = None,
+    builder: str | None = None,
     on_event: Callable[[BuildEvent], None],
 ) -> BuiltImage:
     """Build an image with BuildKit. Ctrl-C cancels the build on the engine, too.
@@ -71,6 +72,7 @@ def build(
         labels: labels the image gets.
         no_cache: run every step again.
         network: of RUN steps: None (engine's default), 'none' or 'host'.
+        builder: a builder of buildx, which builds instead of the engine; the image is loaded into the engine.
         on_event: called in this thread, for each event, redacted.
 
     Raises:
@@ -78,17 +80,19 @@ def build(
         SourceError, WrongBytes: a fetch step said so.
         SecretMissing, DiskFull, EngineTooOld, EngineError: as they say.
         RegistryAuthError, RegistryUnavailable: a base image could not be pulled.
+        UsageError: buildx has no such builder.
     """
-    engine.require_buildkit()
+    if builder is None:
+        engine.require_buildkit()
     request = BuildRequest(
         context, dict(secrets), registries, target, tuple(tags), dict(labels or {}), no_cache, network
     )
     refusals: list[str] = []
-    builders: tuple[Builder, ...] = (SessionBuilder(engine), BuildxBuilder(engine))
-    for builder in builders:
+    ways: tuple[Builder, ...] = (SessionBuilder(engine), BuildxBuilder(engine))
+    for way in ways if builder is None else (BuildxBuilder(engine, builder),):
         trace = Trace(Redactor(secrets.values()))
         try:
-            return BuiltImage(builder.build(request, trace, on_event))
+            return BuiltImage(way.build(request, trace, on_event))
         except Unsuitable as error:
             refusals.append(str(error))
     raise _closed(engine, refusals)

@@ -34,6 +34,7 @@ from modelbake.stream.identity import is_of_plan, plan_digest_of
 from modelbake.stream.layout import LayoutRepository
 from modelbake.stream.publish import (
     Image,
+    WeightsSpec,
     bytes_to_write,
     copy_image,
     ensure_layers,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from modelbake.engine import Engine
     from modelbake.output import Output
     from modelbake.stream.flow import Reader
+    from modelbake.stream.pool import LayerPool
     from modelbake.trial import Trial
     from modelbake.workspace import Workspace
 
@@ -73,6 +75,7 @@ class Lane:
         output: where progress goes.
         jobs: how many layers flow at once.
         trial: how the image is tried before its version tag; the workspace's own way where nothing is said.
+        pool: whose workers stream the layers; without one this process does.
 
     Raises UsageError for a model whose files have to be converted.
     """
@@ -86,6 +89,7 @@ class Lane:
         output: Output,
         jobs: int,
         trial: Trial | None = None,
+        pool: LayerPool | None = None,
     ) -> None:
         if plan.conversion is not None:
             raise UsageError(
@@ -100,6 +104,7 @@ class Lane:
         self._secrets = secrets
         self._output = output
         self._jobs = jobs
+        self._pool = pool
         self._view = TransferView(output)
         reference = split_reference(f"{plan.repository}:{plan.version}")
         credentials = RegistryAuth().for_registry(reference.registry)
@@ -162,6 +167,25 @@ class Lane:
             stop=self._stop,
         )
         return self._release.finish(image.manifest, engine, sent, untagged=untagged)
+
+    def missing_weights(self, *, candidate_only: bool) -> WeightsSpec | None:
+        """Return the weights that `publish` is going to bring to `weights`; nothing is changed.
+
+        None where all is there, or where the runtime comes first. Raises what `publish` refuses beforehand.
+        """
+        plan = self._plan
+        released = self._release.current(self._is_of_this_plan)
+        runtime = self.find_runtime()
+        if runtime is None or (released is not None and self._is_whole(released)):
+            return None
+        spec = weights_spec(plan, runtime)
+        require_room(spec, self._registry.host)
+        require_budget(plan.spec, plan.locked.size, runtime.size)
+        choose_order(plan.spec, plan.locked.size, runtime.size, runtime.hides)
+        if not candidate_only:
+            with self._release.engine():
+                pass  # it is there, and can try the image
+        return spec
 
     def publish_layout(self, folder: Path, *, candidate_only: bool, untagged: bool = False) -> str:
         """Bring the image of an OCI layout to the registry as `publish` does; return its digest reference."""
@@ -278,8 +302,9 @@ class Lane:
             self._reader,
             self._view,
             others=others,
-            jobs=self._jobs,
+            jobs=self._jobs if self._pool is None else self._pool.slots,
             stop=self._stop,
+            pool=self._pool,
         )
         image = make_image(self._plan, runtime, layers, self._plan_digest)
         self._output.event(

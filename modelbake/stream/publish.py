@@ -26,10 +26,11 @@ from modelbake.stream.assembly import (
     choose_order,
     model_layer,
 )
-from modelbake.stream.flow import TAR, LayerFlow, Reader, refuse_wrong_empty_files
+from modelbake.stream.flow import TAR, Reader, refuse_wrong_empty_files
 from modelbake.stream.layers import WeightLayer
 from modelbake.stream.limits import limits_of
-from modelbake.stream.repository import Repository
+from modelbake.stream.repository import RegistryRepository, Repository
+from modelbake.stream.task import flow_layer
 from modelbake.stream.weights import (
     OCI_CONFIG,
     StoredLayer,
@@ -41,6 +42,7 @@ from modelbake.stream.weights import (
 
 if TYPE_CHECKING:
     from modelbake.locked import LockedModel
+    from modelbake.stream.pool import LayerPool
     from modelbake.stream.view import TransferView
 
 JOBS = 8  # layers on their way at the same time
@@ -141,6 +143,34 @@ def recall_layer(repository: Repository, group: WeightGroup, compression: str) -
     return found[0]
 
 
+def ensure_layer(
+    group: WeightGroup,
+    compression: str,
+    repository: Repository,
+    flow: Callable[[WeightGroup], StoredLayer],
+    view: TransferView,
+    others: Sequence[Repository] = (),
+) -> StoredLayer:
+    """Make sure that a repository has one weight layer, and remembers it; return it.
+
+    `flow` brings it there where neither this repository nor one of `others` has it; it raises what it may.
+    """
+    if found := recall_layer(repository, group, compression):
+        view.passed(group)
+        return found
+    for other in others:
+        if found := recall_layer(other, group, compression):
+            repository.bring(found.blob, other)
+            view.passed(group)
+            break
+    else:
+        found = flow(group)
+    config, manifest = data_image((found,), None, _RECORD_PLATFORM)
+    repository.put(config, OCI_CONFIG)
+    repository.put_manifest(group_tag(group, compression), manifest)
+    return found
+
+
 def ensure_layers(
     spec: WeightsSpec,
     repository: Repository,
@@ -150,6 +180,7 @@ def ensure_layers(
     others: Sequence[Repository] = (),
     jobs: int = JOBS,
     stop: threading.Event | None = None,
+    pool: LayerPool | None = None,
 ) -> tuple[StoredLayer, ...]:
     """Make sure that a repository has all weight layers, and remembers them; return them in their order.
 
@@ -161,10 +192,11 @@ def ensure_layers(
         others: repositories that may have a layer already, to take it from instead.
         jobs: how many layers flow at the same time.
         stop: is set as soon as one layer fails: whatever waits for another one may give up.
+        pool: whose workers read and send instead, into a registry; `reader` is not asked then.
 
     Raises:
         WrongBytes: a file is not the locked one. Its layer was not committed; finished ones stay.
-        SourceError, RegistryError, LayoutError: as they say.
+        SourceError, RegistryError, LayoutError, ClusterError: as they say.
     """
     known = recall_layers(repository, spec)
     if known and all(
@@ -180,21 +212,14 @@ def ensure_layers(
                 readers.append(reader(stop))
             return readers[0]
 
+    def flow(group: WeightGroup) -> StoredLayer:
+        if pool is None:
+            return _flow(group, spec, repository, source(), view, stop)
+        assert isinstance(repository, RegistryRepository), "workers share no folder with us"
+        return pool.stream(spec.locked, group, spec.compression, repository, view, stop)
+
     def ensure(group: WeightGroup) -> StoredLayer:
-        if found := recall_layer(repository, group, spec.compression):
-            view.passed(group)
-            return found
-        for other in others:
-            if found := recall_layer(other, group, spec.compression):
-                repository.bring(found.blob, other)
-                view.passed(group)
-                break
-        else:
-            found = _flow(group, spec, repository, source(), view, stop)
-        config, manifest = data_image((found,), None, _RECORD_PLATFORM)
-        repository.put(config, OCI_CONFIG)
-        repository.put_manifest(group_tag(group, spec.compression), manifest)
-        return found
+        return ensure_layer(group, spec.compression, repository, flow, view, others)
 
     for group in spec.groups:
         refuse_wrong_empty_files(WeightLayer(group))
@@ -220,18 +245,17 @@ def _flow(
     stop: threading.Event,
 ) -> StoredLayer:
     with view.layer(group) as on_bytes:
-        flow = LayerFlow(
-            WeightLayer(group),
+        made = flow_layer(
+            group,
+            spec.compression,
             source,
-            compression=spec.compression,
+            repository,
             on_bytes=on_bytes,
             on_verified=lambda verified: view.verified(spec.locked, verified),
             stop=stop,
         )
-        repository.upload(flow)
-    view.stored(group, flow.digest, flow.sent)
-    blob = Descriptor(flow.media_type, flow.digest, flow.sent)
-    return StoredLayer(group, blob, flow.diff_id, flow.samples)
+    view.stored(group, made.blob.digest, made.blob.size)
+    return StoredLayer(group, made.blob, made.diff_id, made.samples)
 
 
 def make_image(

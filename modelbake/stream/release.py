@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from modelbake.errors import EngineNotFound
-from modelbake.schema import ToleranceEntry
+from modelbake.smokeentry import ToleranceEntry
 from modelbake.versiontag import VersionTag, candidate_tag
 
 if TYPE_CHECKING:

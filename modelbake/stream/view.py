@@ -66,8 +66,8 @@ class TransferView:
         """Count a layer that is there already, or comes from elsewhere than the hub."""
         self._add(group.size, None)
 
-    def verified(self, locked: LockedModel, verified: Verified) -> None:
-        """Leave the audit line of a file that has passed with the right bytes."""
+    def verified(self, locked: LockedModel, verified: Verified, worker: str = "") -> None:
+        """Leave the audit line of a file that has passed with the right bytes; `worker`: where, not here."""
         file = verified.file
         with self._lock:
             self._output.audit(
@@ -77,6 +77,7 @@ class TransferView:
                 attempts=verified.attempts,
                 sha256=file.sha256,
                 seconds=verified.seconds,
+                worker=worker,
             )
 
     def stored(self, group: WeightGroup, digest: str, size: int) -> None:

@@ -6,7 +6,7 @@ import argparse
 import threading
 from typing import TYPE_CHECKING
 
-from modelbake.errors import DiskFull, ImageNotFound
+from modelbake.errors import DiskFull, ImageNotFound, UsageError
 from modelbake.output import Output
 from modelbake.verbs import build_secrets, for_each, model_arguments, secret_arguments
 from modelbake.workspace import Workspace
@@ -24,6 +24,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     model_arguments(parser)
     parser.add_argument("--no-cache", action="store_true", help="run every step again")
+    parser.add_argument(
+        "--builder",
+        metavar="NAME",
+        help="build on this builder of `docker buildx`, and load the image into the engine",
+    )
     secret_arguments(parser)
 
 
@@ -41,6 +46,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     from modelbake.sources import reader_for
     from modelbake.sources.delivery import source_secrets
 
+    if args.builder == "":
+        raise UsageError("names no builder", subject="--builder", hint="`docker buildx ls` lists them")
     specs = workspace.config.select(args.names, all=args.all)
     plans = {spec.name: workspace.plan(spec) for spec in specs}
     for spec in specs:
@@ -49,7 +56,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     for secret in secrets.values():
         output.redactor.add(secret)
     engine = engines.connect()
-    engine.require_buildkit()
+    if args.builder is None:
+        engine.require_buildkit()
 
     def build_one(spec: ModelSpec) -> None:
         plan = plans[spec.name]
@@ -80,6 +88,7 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 tags=[] if spec.max_size else [plan.local_tag],
                 labels={},
                 no_cache=args.no_cache,
+                builder=args.builder,
                 on_event=view,
             )
         if spec.max_size:

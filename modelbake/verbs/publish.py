@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelbake.errors import UsageError
+from modelbake.errors import ModelbakeError, UsageError
 from modelbake.output import Output
 from modelbake.verbs import (
     build_secrets,
@@ -26,6 +28,8 @@ from modelbake.workspace import Workspace
 
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec
+    from modelbake.stream.lane import Lane
+    from modelbake.stream.pool import LayerPool
 
 SUMMARY = "stream weights into the registry as layers, test the image, tag it"
 
@@ -49,7 +53,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--from", dest="source", metavar="oci:DIR", help="publish an image from an OCI layout"
     )
     trial_arguments(parser)
-    parser.add_argument("--jobs", type=int, metavar="N", help="how many layers flow at once (default: 8)")
+    parser.add_argument(
+        "--on",
+        metavar="dask://HOST:PORT",
+        help="let the workers of a Dask cluster stream the layers; dasks:// with TLS",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="how many layers flow at once (default: 8; --on: as many as the cluster has threads)",
+    )
     secret_arguments(parser)
 
 
@@ -70,6 +84,8 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
     if (destination or args.candidate) and (args.gpus or args.update_goldens):
         option = "--output" if destination else "--candidate"
         raise UsageError(f"{option} tries no image: it goes with neither --gpus nor --update-goldens")
+    if args.on and (destination or source):
+        raise UsageError("--on: workers share no folder with this machine; leave out --output and --from")
     trial = trial_of(args, workspace, specs)
     if (destination or source) and len(specs) != 1:
         raise UsageError(
@@ -86,10 +102,15 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
         output.redactor.add(secret)
     plans = {spec.name: workspace.plan(spec) for spec in specs}
 
+    def open_lane(spec: ModelSpec) -> Lane:
+        return Lane(
+            workspace, plans[spec.name], secrets=secrets, output=output, jobs=jobs, trial=trial, pool=pool
+        )
+
     def publish_one(spec: ModelSpec) -> None:
-        with Lane(
-            workspace, plans[spec.name], secrets=secrets, output=output, jobs=jobs, trial=trial
-        ) as lane:
+        if error := failed.get(spec.name):
+            raise error
+        with open_lane(spec) as lane:
             if destination:
                 reference = lane.write_layout(destination)
             elif source:
@@ -98,7 +119,38 @@ def run(args: argparse.Namespace, workspace: Workspace, output: Output) -> None:
                 reference = lane.publish(candidate_only=args.candidate, untagged=args.untagged)
         output.result(reference)
 
-    for_each(specs, publish_one, output)
+    with ExitStack() as ending:
+        pool: LayerPool | None = None
+        failed: dict[str, ModelbakeError] = {}
+        if args.on:
+            from modelbake.cluster import connect
+
+            pool = ending.enter_context(connect(args.on, output, args.jobs))
+            if len(specs) > 1:
+                failed = _stream_ahead(specs, open_lane, pool, output, candidate_only=args.candidate)
+        for_each(specs, publish_one, output)
+
+
+def _stream_ahead(
+    specs: Sequence[ModelSpec],
+    open_lane: Callable[[ModelSpec], Lane],
+    pool: LayerPool,
+    output: Output,
+    *,
+    candidate_only: bool,
+) -> dict[str, ModelbakeError]:
+    """Stream what all models lack; return these errors by model. Others are told when its turn comes."""
+    from modelbake.stream.ahead import Wanted, stream_ahead
+    from modelbake.stream.view import TransferView
+
+    with ExitStack() as lanes:
+        wanted = []
+        for spec in specs:
+            with suppress(ModelbakeError):
+                lane = lanes.enter_context(open_lane(spec))
+                if weights := lane.missing_weights(candidate_only=candidate_only):
+                    wanted.append(Wanted(weights, lane.weights))
+        return stream_ahead(wanted, pool, TransferView(output))
 
 
 def _folder(given: str | None, option: str) -> Path | None:

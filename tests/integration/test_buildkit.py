@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import tarfile
 import tempfile
 import threading
@@ -36,11 +37,13 @@ from modelbake.errors import (
     RegistryAuthError,
     RegistryUnavailable,
     SecretMissing,
+    UsageError,
     WrongBytes,
 )
 from modelbake.imagetar import read_file
 from tests.integration.conftest import TestRegistry, tar
-from tests.servers.engine_proxy import EngineProxy
+from tests.promises import full
+from tests.servers.engine_proxy import BuildKit, EngineProxy
 from tests.servers.environment import run_script, shell_exports
 from tests.servers.hub_certificate import make_certificate
 from tests.servers.token_registry import TokenRegistry
@@ -623,3 +626,77 @@ def test_with_the_containerd_store(containerd_host: str, rootfs: bytes, buildx: 
         assert read_file(engine.export(name), "list.json", 3) == b"[1]"
         engine.remove(name)
         assert engine.image(name) is None
+
+
+# A builder of buildx
+
+
+def test_a_builder_by_name(
+    containerd_host: str,
+    bench: Bench,
+    rootfs: bytes,
+    buildx: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It builds elsewhere: in another engine's BuildKit, a buildkitd to buildx's driver `remote`."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    base, tag = "modelbake-test/other-store:1", f"modelbake-test/by-name:{uuid.uuid4().hex[:8]}"
+    with connect(containerd_host) as elsewhere:
+        elsewhere.api.import_image_from_data(rootfs, repository=base[:-2], tag="1")
+    secret = canary()
+    seen: list[bytes] = []
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, VertexStarted):
+            seen.extend(each for each in command_lines() if b"docker-buildx\0build" in each)
+
+    with BuildKit(containerd_host) as kit:
+        create = [buildx, "create", "--name", "ours", "--driver", "remote", kit.address]
+        subprocess.run(create, check=True, capture_output=True)
+        image = bench(
+            f"FROM {base}", READ, "COPY data /data",
+            files={"data": uuid.uuid4().hex}, secrets={"hf_token": secret}, tags=[tag], labels={"a": "b"},
+            builder="ours", no_cache=True, on_event=on_event,
+        )  # fmt: skip
+        assert kit.connections > 0, "it was that builder that built"
+        untagged = bench(f"FROM {base}", "COPY data /data", files={"data": "x"}, builder="ours")
+        assert bench.engine.image(untagged) is not None
+    found = bench.engine.image(tag)
+    assert found is not None
+    assert (found.id, found.labels["a"]) == (image, "b")
+    bench.images.append(tag)
+    assert found_in(bench.engine, image, secret.reveal_bytes()) == set()
+    assert seen and not any(secret.reveal_bytes() in each for each in seen)
+    assert b"--builder=ours" in seen[0]
+    with pytest.raises(UsageError, match="no such builder") as caught:
+        bench("RUN true", builder="none-such")
+    assert "docker buildx ls" in caught.value.hint
+
+
+@pytest.mark.skipif(not full(), reason="buildx waits for 20 s; `make nightly` does")
+def test_a_builder_that_does_not_answer(
+    bench: Bench, buildx: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    create = [buildx, "create", "--name", "gone", "--driver", "remote", "tcp://127.0.0.1:1"]
+    subprocess.run(create, check=True, capture_output=True)
+    with pytest.raises(EngineNotFound, match="the builder does not answer") as caught:
+        bench("RUN true", builder="gone")
+    assert "buildx inspect --bootstrap gone" in caught.value.hint
+
+
+def test_the_engines_own_builder(
+    bench: Bench, buildx: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the driver `docker`: `default` is the engine of this run; contexts of the user's are no builders."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    meta = tmp_path / "contexts/meta" / hashlib.sha256(b"theirs").hexdigest()
+    meta.mkdir(parents=True)
+    described = {"Name": "theirs", "Metadata": {}, "Endpoints": {"docker": {"Host": bench.engine.host}}}
+    (meta / "meta.json").write_text(json.dumps(described))
+    image = bench("RUN true", builder="default")
+    assert bench.engine.image(image) is not None
+    with pytest.raises(UsageError, match="a docker context") as caught:
+        bench("RUN true", builder="theirs")
+    assert "DOCKER_CONTEXT=theirs" in caught.value.hint

@@ -22,8 +22,8 @@ from modelbake.errors import GoldenError, GpuUnavailable, NotReady, SmokeFailed
 from modelbake.expected import Golden
 from modelbake.output import Output
 from modelbake.report import Report, read_report, write_report
-from modelbake.schema import Limits
 from modelbake.smoke import smoke
+from modelbake.smokeentry import Limits
 from tests.integration.conftest import tar
 from tests.servers.environment import ROOT, run_script
 from tests.unit.reporting import report

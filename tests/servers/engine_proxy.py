@@ -1,4 +1,5 @@
-"""A proxy in front of a real engine: one that refuses sessions to the Docker SDK, or that speaks TLS.
+"""Proxies in front of a real engine: one that refuses sessions to the Docker SDK, or that speaks TLS, and one
+that has the engine's BuildKit listen by itself.
 
 Everything else passes, also upgraded connections: `buildx` gets its sessions as before.
 """
@@ -83,7 +84,12 @@ class EngineProxy(RunsInThread, socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
     def __init__(
-        self, engine: str, *, refuse_sessions: bool = False, certificate: tuple[Path, Path] | None = None
+        self,
+        engine: str,
+        *,
+        refuse_sessions: bool = False,
+        certificate: tuple[Path, Path] | None = None,
+        clients: Path | None = None,
     ) -> None:
         self.engine = engine.removeprefix("unix://")
         self.refuse_sessions = refuse_sessions
@@ -93,12 +99,54 @@ class EngineProxy(RunsInThread, socketserver.ThreadingTCPServer):
         if certificate is not None:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.load_cert_chain(*certificate)
+            if clients is not None:  # the authority whose certificates they have to show
+                self._tls.verify_mode = ssl.CERT_REQUIRED
+                self._tls.load_verify_locations(clients)
         super().__init__(("127.0.0.1", 0), _Connection)
         self.port = int(self.server_address[1])
 
     def get_request(self) -> tuple[socket.socket, object]:
         connection, address = super().get_request()
         return (self._tls.wrap_socket(connection, server_side=True) if self._tls else connection), address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that goes away is no matter of the proxy's
+
+
+class _ToBuildKit(socketserver.BaseRequestHandler):
+    server: BuildKit
+
+    def handle(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as engine:
+            engine.connect(self.server.engine)
+            engine.sendall(
+                b"POST /grpc HTTP/1.1\r\nHost: buildkit\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+            )
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                if not (byte := engine.recv(1)):
+                    return
+                head += byte
+            assert head.startswith(b"HTTP/1.1 101"), head
+            self.server.connections += 1
+            _pump(self.request, engine, bytearray())
+
+
+class BuildKit(RunsInThread, socketserver.ThreadingTCPServer):
+    """The BuildKit inside an engine as what buildkitd is: gRPC at `address`, for buildx's driver `remote`.
+
+    dockerd gives it to whoever asks for an upgrade at /grpc. It exports images for loading elsewhere only
+    where the engine has containerd's image store.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine.removeprefix("unix://")
+        self.connections = 0
+        super().__init__(("127.0.0.1", 0), _ToBuildKit)
+        self.address = f"tcp://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that goes away is no matter of the proxy's

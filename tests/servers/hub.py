@@ -40,7 +40,7 @@ from urllib.parse import quote, urlencode
 
 from tests.servers.hub_api import Api, RefusedError, file_headers
 from tests.servers.hub_faults import Fault, Faults
-from tests.servers.hub_http import Listener, Site
+from tests.servers.hub_http import Listener, Rate, Site
 from tests.servers.hub_log import Record, RequestLog, Role, Tokens
 from tests.servers.hub_messages import Answer, Call, file_answer, json_answer, redirect
 from tests.servers.hub_repos import Repo
@@ -82,6 +82,7 @@ class Hub:
     ) -> None:
         self.root = root
         self.faults = Faults()
+        self._rate = Rate()
         self.url_seconds = url_seconds
         self._tokens = Tokens(tokens)
         self._log = RequestLog()
@@ -119,6 +120,15 @@ class Hub:
         failures = [failure for site in self._sites for failure in site.failures]
         if failures:
             raise AssertionError("the hub server failed:\n" + "\n".join(failures))
+
+    def limit(self, bytes_per_second: float | None) -> None:
+        """Send files no faster than this from now on, over all connections together; None: without limit."""
+        self._rate.per_second = bytes_per_second
+
+    @property
+    def passed(self) -> int:
+        """Bytes of bodies that were sent since the start, also by what is still being answered."""
+        return self._rate.passed
 
     def start_control(self) -> str:
         """Open one more socket, which no fault touches, for /__log__ and /__faults__; return its URL."""
@@ -175,6 +185,7 @@ class Hub:
             faults=self.faults,
             tokens=self._tokens,
             ranges=ranges,
+            rate=self._rate,
         )
 
     def _answer_hub(self, call: Call) -> Answer:

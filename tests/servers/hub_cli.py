@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page-size", type=int, default=1000, help="entries of a page of the tree API")
     parser.add_argument("--no-ranges", action="store_true", help="answer Range requests with everything")
     parser.add_argument("--url-seconds", type=float, default=3600, help="how long a signed URL is good for")
+    parser.add_argument("--rate", type=float, metavar="BYTES", help="of files, a second, in all")
     options = parser.parse_args(arguments)
     _fill(options.root, options.repo, options.gated)
     stop = threading.Event()
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ranges=not options.no_ranges,
         url_seconds=options.url_seconds,
     ) as hub:
+        hub.limit(options.rate)
         ready = {"url": hub.url, "cdn": hub.cdn_url, "control": hub.start_control(), "pid": os.getpid()}
         sys.stdout.write(json.dumps(ready) + "\n")
         sys.stdout.flush()

@@ -26,7 +26,36 @@ from tests.servers.hub_log import Draft, Record, RequestLog, Role, Tokens
 from tests.servers.hub_messages import Answer, Call, FileBody, asked_range, length_headers, spoilt
 
 _CHUNK = 1024 * 1024
+_LEEWAY_SECONDS = 0.5
 _BODY_LIMIT = 1024 * 1024
+
+
+class Rate:
+    """Lets so many bytes a second pass, over all connections together; None: as many as go."""
+
+    def __init__(self) -> None:
+        self.per_second: float | None = None
+        self.passed = 0  # bytes so far, also of what is still being answered
+        self._guard = threading.Lock()
+        self._free = 0.0  # when what passed so far has had its time
+
+    @property
+    def piece(self) -> int:
+        """The bytes to send at once."""
+        return _CHUNK if self.per_second is None else 1 << 16
+
+    def wait(self, count: int, stopping: threading.Event) -> None:
+        """Return when `count` bytes more have had their time."""
+        with self._guard:
+            self.passed += count
+            if self.per_second is None:
+                return
+            now = time.monotonic()
+            # What a busy machine has kept it from sending, it may send a little later.
+            self._free = max(now - _LEEWAY_SECONDS, self._free) + count / self.per_second
+            seconds = self._free - now
+        if seconds > 0 and stopping.wait(seconds):
+            raise ConnectionAbortedError("the server is closing")
 
 
 class Site:
@@ -38,6 +67,7 @@ class Site:
         subject: tells which (repository, file) a call is about, '' where none.
         control: makes the answer to the control requests below `/__`, which are neither logged nor spoilt.
         ranges: whether Range headers are heeded.
+        rate: how fast files are sent.
         failures: tracebacks of defects of this server.
     """
 
@@ -52,6 +82,7 @@ class Site:
         faults: Faults,
         tokens: Tokens,
         ranges: bool = True,
+        rate: Rate | None = None,
     ) -> None:
         self.host = host
         self.answer = answer
@@ -61,6 +92,7 @@ class Site:
         self.faults = faults
         self.tokens = tokens
         self.ranges = ranges
+        self.rate = rate or Rate()
         self.failures: list[str] = []
         self.stopping = threading.Event()
 
@@ -292,11 +324,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         with path.open("rb") as file:
             while start < end:
-                sent = self.connection.sendfile(file, start, min(_CHUNK, end - start))
+                site = self.server.site
+                sent = self.connection.sendfile(file, start, min(site.rate.piece, end - start))
                 if not sent:
                     raise EOFError(f"{path} is shorter than it was")
                 start += sent
                 draft.bytes_sent += sent
+                site.rate.wait(sent, site.stopping)
 
     def _drip(self, content: Iterable[int], seconds: float, *, piece: int = 1) -> None:
         """Send byte after byte, or pieces of the same byte, until the client or the test has had enough."""
@@ -309,6 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
         for piece in pieces:
             self.wfile.write(piece)
             draft.bytes_sent += len(piece)
+            self.server.site.rate.wait(len(piece), self.server.site.stopping)
 
 
 def _read(path: Path, start: int, end: int, flips: set[int]) -> Iterator[bytes]:

@@ -34,9 +34,8 @@ ADAPTER = (("adapter_model.safetensors", 1000),)
 
 def spec(source: str = "hf://acme/base", *added: dict[str, Any], **keys: Any) -> ModelSpec:
     wanted = {"name": "chat", "version": "1.0.0", "runtime": "transformers", **keys}
-    return ModelSpec(
-        source=source, add=added or ({"source": "s3://models/legal", "into": "adapter"},), **wanted
-    )
+    wanted["add"] = added or ({"source": "s3://models/legal", "into": "adapter"},)
+    return ModelSpec(source=source, **wanted)
 
 
 def files(facts: Any, version: str = "") -> list[LockedFile]:

@@ -28,7 +28,7 @@ from modelbake.config import (
 from modelbake.errors import ConfigError, UsageError
 from modelbake.expected import Approx, Between, Contains, Cosine, Equals, Golden, Matches
 from modelbake.quantity import SIZE
-from modelbake.schema import Limits
+from modelbake.smokeentry import Limits
 from modelbake.sourceuri import SOURCE
 from modelbake.yamlfile import read_yaml
 

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from modelbake.errors import (
 )
 from modelbake.gpus import ALL, Gpus
 from tests.servers.fake_engine import Answer, FakeEngine, Request
+from tests.servers.hub_certificate import make_certificate
 
 
 @pytest.fixture
@@ -246,8 +248,61 @@ def test_tls_settings_without_files(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:2376")
     monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
     monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
-    with pytest.raises(EngineNotFound, match="certificate"):
+    with pytest.raises(EngineNotFound, match=r"lacks ca\.pem and cert\.pem and key\.pem") as caught:
         connect()
+    assert "DOCKER_CERT_PATH" in caught.value.hint
+    (tmp_path / "ca.pem").touch()
+    with pytest.raises(EngineNotFound, match=r"lacks cert\.pem and key\.pem"):
+        connect()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n", b"\x15\x03"],
+)
+def test_tls_is_spoken_and_nobody_asked_for_it(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_answer, args=(listener, answer))
+        thread.start()
+        try:
+            with pytest.raises(EngineNotFound, match="no engine answers") as caught:
+                connect(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        finally:
+            thread.join()
+    assert "DOCKER_TLS_VERIFY=1" in caught.value.hint
+    assert "cert.pem" in caught.value.hint
+
+
+def test_nothing_speaks_tls_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = make_certificate(tmp_path)
+    (tmp_path / "cert.pem").write_bytes(made.cert.read_bytes())
+    (tmp_path / "key.pem").write_bytes(made.key.read_bytes())
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_answer, args=(listener, b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+        thread.start()
+        try:
+            monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+            with pytest.raises(EngineNotFound, match="it speaks no TLS") as caught:
+                connect()
+        finally:
+            thread.join()
+    assert "DOCKER_TLS_VERIFY" in caught.value.hint
+
+
+def _answer(listener: socket.socket, answer: bytes) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+
+@pytest.mark.parametrize("host", ["tcp://no-such-host.invalid:2376", "ssh://ci@no-such-host.invalid"])
+def test_a_host_that_nobody_knows(host: str) -> None:
+    with pytest.raises(EngineNotFound, match="the host is not known") as caught:
+        connect(host)
+    assert "DOCKER_HOST" in caught.value.hint
 
 
 # What an engine is

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import re
 
 from modelbake import errors
@@ -29,3 +30,12 @@ def test_the_text_names_subject_problem_and_remedy() -> None:
     error = ModelbakeError("is wrong", subject="models.yaml", hint="mend it")
     assert str(error) == "models.yaml: is wrong\n  hint: mend it"
     assert str(ModelbakeError("is wrong")) == "is wrong"
+
+
+def test_every_class_survives_the_way_to_another_process() -> None:
+    for cls in _classes():
+        error = cls("is wrong", subject="models.yaml", hint="mend it")
+        found = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert type(found) is cls
+        assert (found.message, found.subject, found.hint) == ("is wrong", "models.yaml", "mend it")
+        assert str(found) == str(error)

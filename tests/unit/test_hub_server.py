@@ -573,6 +573,15 @@ def test_drop_resets_the_connection(hub: Hub) -> None:
     assert hub.bytes_sent(WEIGHTS, host="cdn") == 1000
 
 
+def test_files_are_sent_no_faster_than_is_said(hub: Hub) -> None:
+    url, began = weights_url(hub), time.monotonic()
+    hub.limit(200_000)
+    assert ask(url, token=None).body == DATA
+    least = (len(DATA) - 65_536) / 200_000 - 0.5  # all but the last piece, and what it may catch up with
+    assert time.monotonic() - began >= least > 0
+    assert hub.bytes_sent(WEIGHTS, host="cdn") == len(DATA) <= hub.passed
+
+
 def test_content_range_lies(hub: Hub) -> None:
     url = weights_url(hub)
     hub.faults.add(Fault("content_range", size=3, count=1))

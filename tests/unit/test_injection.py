@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from modelbake import cli
 from modelbake.config import load_config
 from modelbake.dockerfile import Instruction
 from modelbake.errors import ConfigError, ModelbakeError
-from modelbake.lock import Lock, LockedFile, LockedModel, encode_lock
+from modelbake.lock import Lock, LockedFile, LockedModel, LockedSource, encode_lock
 from modelbake.runtime import ServerEntry
 from modelbake.schema import ModelsFile
 from tests.conftest import Tally
@@ -90,7 +90,20 @@ def locked(spec: Any) -> LockedModel:
     files = [
         LockedFile(path, 10, "ab" * 32) for path in ("config.json", "model.safetensors", "pytorch_model.bin")
     ]
-    return LockedModel.of(spec, "0123456789" * 4, files)
+    return LockedModel.join(
+        [
+            LockedSource.at(
+                each,
+                "0123456789" * 4,
+                [
+                    replace(file, version="" if each.kind == "hf" else "v1")
+                    for file in files
+                    if not (each.into and file.path.endswith(".bin"))
+                ],
+            )
+            for each in spec.sources
+        ]
+    )
 
 
 _folders = 0
@@ -122,7 +135,8 @@ def _without_values(each: Instruction) -> Any:
         words = words[1:]
     elif each.keyword == "COPY":
         words = [re.sub(r"\bweights/[0-9a-f]{64}/", "weights/DIGEST/", str(word)) for word in words]
-    return (each.keyword, each.flags, str(words), each.is_json, each.heredocs)
+    flags = [re.sub(r"\bweights/[0-9a-f]{64}/", "weights/DIGEST/", flag) for flag in each.flags]
+    return (each.keyword, tuple(flags), str(words), each.is_json, each.heredocs)
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +258,13 @@ def with_right_digests(document: Any) -> Any:
     """Correct the digests of a lock, as somebody does who knows how they are made."""
     with suppress(KeyError, TypeError, UnicodeEncodeError):
         for model in document["models"].values():
-            model["files"].sort(key=lambda file: file["path"])
-            files = [LockedFile(file["path"], file["size"], file["sha256"]) for file in model["files"]]
+            for source in (model, *model.get("added", ())):
+                source["files"].sort(key=lambda file: file["path"])
+            listed = [file for source in (model, *model.get("added", ())) for file in source["files"]]
+            files = sorted(
+                (LockedFile(file["path"], file["size"], file["sha256"]) for file in listed),
+                key=lambda file: file.path,
+            )
             model["digest"] = LockedModel("", "", "", "", "", (), (), tuple(files)).digest
     return document
 

@@ -36,6 +36,17 @@ def test_json_events_are_one_object_a_line() -> None:
     assert record["event"] == "transfer"
     assert record["bytes"] == 2_000_000
     assert record["message"].startswith("fetched x (2,000,000 bytes, 4 MB/s, attempt 1)")
+    assert "worker" not in record
+
+
+def test_who_has_fetched_is_said_where_it_was_not_this_process() -> None:
+    output, _, err = _output("json")
+    output.audit(
+        source="hf://a/b@c", file="x", bytes=2, attempts=1, sha256="ab" * 32, seconds=0.5, worker="gpu-7"
+    )
+    record = json.loads(err.getvalue())
+    assert record["worker"] == "gpu-7"
+    assert record["message"].endswith("from hf://a/b@c by gpu-7")
 
 
 def test_a_secret_with_characters_that_json_escapes_is_masked_too() -> None:

@@ -61,3 +61,11 @@ def test_an_allowed_name_that_is_no_file() -> None:
         "m has no file \"modle.bin\" at the locked commit; did you mean 'model.bin'?; name the files that"
         " `include` and `exclude` select",
     )
+
+
+def test_of_what_is_added_the_entry_leaves_it_out() -> None:
+    added = ({"source": "s3://models/legal", "into": "adapter"},)
+    (found,) = pickle_objections(spec(add=added), ["model.safetensors", "adapter/x.bin"])
+    assert "Leave it out with `exclude` of what `add` puts into adapter, " in found.message
+    (both,) = pickle_objections(spec(add=added), ["a.bin", "adapter/x.bin"])
+    assert '`exclude: ["*.bin"]` and `exclude` of what `add` puts into adapter' in both.message

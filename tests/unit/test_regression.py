@@ -18,7 +18,7 @@ from modelbake.registry import Registry
 from modelbake.regression import Gate, change, judge
 from modelbake.report import Report, encode_report
 from modelbake.reportstore import REPORT_TYPE, add_report, keep_report, kept_reports
-from modelbake.schema import ToleranceEntry
+from modelbake.smokeentry import ToleranceEntry
 from modelbake.stream.repository import RegistryRepository
 from tests.servers.upload_registry import PASSWORD, USER, UploadRegistry
 from tests.unit.historical import measured

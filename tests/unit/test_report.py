@@ -19,7 +19,7 @@ from modelbake.report import (
     request_of,
     write_report,
 )
-from modelbake.schema import ToleranceEntry
+from modelbake.smokeentry import ToleranceEntry
 from tests.unit.reporting import document, report
 
 FAILED_CHECK = {"name": "c", "passed": False, "expected": 1, "actual": {"x": [2]}, "seconds": 0.1}

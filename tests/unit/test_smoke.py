@@ -29,8 +29,8 @@ from modelbake.gpus import ALL, Gpus
 from modelbake.measurements import Sample, label_of, parse_metrics, percentile, summarize, total
 from modelbake.output import Output
 from modelbake.probing import PROBE, Driver, Probed, Repeat, Response, ask, shown_log, why_ended
-from modelbake.schema import Limits
 from modelbake.smoke import wants_gpu
+from modelbake.smokeentry import Limits
 from modelbake.verdict import (
     Run,
     counted,

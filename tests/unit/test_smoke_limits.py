@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from modelbake.probing import Driver, Probed, Repeat
-from modelbake.schema import Limits
 from modelbake.smoke_limits import LimitsJudged, judge_limits
+from modelbake.smokeentry import Limits
 
 GB = 10**9
 METRICS = f"modelbake_load_seconds 12.5\nmodelbake_gpu_memory_peak_bytes {5 * GB}\n"

@@ -11,12 +11,18 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from modelbake import expected, runtime, schema
+from modelbake import expected, runtime, schema, smokeentry
 from modelbake.release.entries import SigningEntry
 from modelbake.validation import Entry, Number, Text
 
 # What cannot be said together with another key of the same entry.
-_LEFT_OUT = {(schema.CheckEntry, "get"), (SigningEntry, "public_key")}
+# A hub's repository has no endpoint, and lists its files; `add` below says what it cannot.
+_LEFT_OUT = {
+    (schema.ModelEntry, "endpoint"),
+    (schema.ModelEntry, "files"),
+    (smokeentry.CheckEntry, "get"),
+    (SigningEntry, "public_key"),
+}
 # What has to fit to something else of the files.
 _GIVEN: dict[tuple[type[Entry], str], Any] = {
     (runtime._Entry, "builds"): {"cuda": "requirements.txt"},
@@ -25,6 +31,13 @@ _GIVEN: dict[tuple[type[Entry], str], Any] = {
         "production": {"require": ["signature"], "soak": {"channel": "staging", "hours": 24}},
     },
 }
+_CHOICE = {"include": ["*.json"], "exclude": ["onnx/*"]}
+_GIVEN[schema.ModelEntry, "add"] = [
+    {"source": "hf://acme/a", "into": "a", "revision": "v1", "hub": "https://hub.example.com", **_CHOICE},
+    {"source": "s3://models/b", "into": "b", "endpoint": "https://minio.example.com", **_CHOICE},
+    {"source": "https://example.com/c/", "into": "c/d", "files": {"config.json": "ab" * 32}},
+    {"source": "file:///srv/e", "into": "e"},
+]
 _ANY = {"a text": ["in a list", {"in": "a mapping"}]}
 
 Path = tuple[str | int, ...]
