@@ -174,7 +174,7 @@ class MemberBytes:
 
     def __iter__(self) -> Iterator[bytes]:
         with self._archive._at(self._member) as passing:
-            passing.skip(self._start)
+            passing.skip(min(self._start, self._member.size))
             left = self._member.size - self._start
             while left > 0:
                 piece = passing.take(min(left, _PIECE))

@@ -32,7 +32,8 @@ _NO_CREDENTIALS = (
     sdk.NoCredentialsError, sdk.PartialCredentialsError, sdk.CredentialRetrievalError,
     sdk.TokenRetrievalError, sdk.NoAuthTokenError, sdk.SSOError, sdk.LoginError, sdk.ProfileNotFound,
     sdk.ConfigParseError, sdk.InvalidConfigError, sdk.RefreshWithMFAUnsupportedError,
-    sdk.UnknownCredentialError, sdk.MetadataRetrievalError, sdk.InvalidIMDSEndpointError, sdk.MissingDependencyException,
+    sdk.UnknownCredentialError, sdk.MetadataRetrievalError, sdk.InvalidIMDSEndpointError,
+    sdk.MissingDependencyException,
 )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def translated(subject: str, *, rights: str) -> Iterator[None]:
             subject=subject,
             hint="is it up, and reachable from here (DNS, firewall, HTTPS_PROXY)? Is the region right?",
         ) from error
-    except (sdk.BotoCoreError, ValueError) as error:
+    except (sdk.BotoCoreError, ValueError, OSError) as error:
         raise SourceError(
             f"cannot be asked for: {shown(str(error), 200)}",
             subject=subject,
@@ -106,7 +107,7 @@ def _raise_refused(error: sdk.ClientError, subject: str, rights: str) -> NoRetur
         raise SourceAuthError(
             f"the AWS credentials may not do this ({code}: {said})",
             subject=subject,
-            hint="does it exist?" + _needed(rights),
+            hint="S3 says so, too, of what does not exist to whoever may not list" + _needed(rights),
         ) from error
     if code == "InvalidObjectState":
         raise SourceError(
@@ -122,4 +123,4 @@ def _raise_refused(error: sdk.ClientError, subject: str, rights: str) -> NoRetur
 
 
 def _needed(rights: str) -> str:
-    return f". Needed: {rights}" if rights else ""
+    return f"; needed: {rights}" if rights else ""

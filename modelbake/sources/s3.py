@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 RIGHTS = "s3:ListBucket, s3:ListBucketVersions, s3:GetObject and s3:GetObjectVersion"
 _UPLOAD_RIGHTS = "s3:PutObject and s3:AbortMultipartUpload"
 _GOOD_FOR = 3 * 60 * 60  # seconds that an address lasts, if the credentials it is signed with do
+_AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".api.aws")
 _MD5 = re.compile(r'"[0-9a-f]{32}"')
 _SMALLEST_PART, _MOST_PARTS = 16 << 20, 9_000  # S3 takes 10,000 parts
 
@@ -56,11 +57,11 @@ class S3Store(AddressedStore):
         self._prefix = f"{prefix}/" if prefix else ""
         self._client = client("s3", subject, endpoint=endpoint, region=region)
         host = urlsplit(self._client.meta.endpoint_url).hostname or ""
-        if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        if host.endswith(_AMAZON):
             with translated(subject, rights=RIGHTS):
                 there = region_of(self._client, bucket)
             if there not in ("", self._client.meta.region_name):
-                self._client = client("s3", subject, region=there)
+                self._client = client("s3", subject, endpoint=endpoint, region=there)
         elif not endpoint:  # one that AWS_ENDPOINT_URL_S3 or a profile names
             self._client = client("s3", subject, endpoint=self._client.meta.endpoint_url, region=region)
         with translated(subject, rights=RIGHTS):
@@ -113,10 +114,6 @@ class S3Store(AddressedStore):
                 self._client.upload_fileobj(content, self._bucket, self._prefix + path, Config=parts)
             except S3UploadFailedError as error:
                 raise SourceUnavailable("the upload failed", subject=self.subject) from error
-
-    def close(self) -> None:
-        """Let go of connections."""
-        self._client.close()
 
     def _entries(self) -> Iterator[Mapping[str, Any]]:
         """Yield what S3 lists of each object; without a version id where it cannot be had."""

@@ -45,11 +45,8 @@ def open_store(spec: SourceSpec | LockedSource) -> Store:
             f" --model-package-group-name {group}` shows the ARNs: .../{group}/VERSION",
         )
     api = client("sagemaker", subject, region=region)
-    try:
-        with translated(subject, rights=_RIGHT):
-            package = api.describe_model_package(ModelPackageName=arn)
-    finally:
-        api.close()
+    with translated(subject, rights=_RIGHT):
+        package = api.describe_model_package(ModelPackageName=arn)
     require_approved(str(package.get("ModelApprovalStatus", "")), subject)
     return place_of(package, subject)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.shelves import SERVERS, SHELVES, Shelf
+from tests.integration.aws_shelves import plain_s3_shelf, s3_shelf, sagemaker_shelf
+from tests.integration.shelves import SHELVES, Shelf
 from tests.integration.test_publish import tree_of
+from tests.integration.web_shelves import WEB_SERVERS, WEB_SHELVES
 from tests.integration.world import World
 
 pytestmark = pytest.mark.engine
@@ -26,11 +28,17 @@ FILES = {
 TAKEN = [path for path in FILES if not path.startswith("onnx/")]
 
 
-@pytest.fixture(params=SHELVES)
+_AWS = {"s3": s3_shelf, "s3 without versions": plain_s3_shelf, "sagemaker": sagemaker_shelf}
+_MAKERS: dict[str, Callable[..., Shelf]] = {**SHELVES, **_AWS, **WEB_SHELVES}
+_SERVERS = {**dict.fromkeys(_AWS, "s3_server"), **WEB_SERVERS}
+
+
+@pytest.fixture(params=_MAKERS)
 def shelf(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iterator[Shelf]:
     """A source of each kind, and a world whose model `tiny` is of it."""
-    server = [request.getfixturevalue(SERVERS[request.param])] if request.param in SERVERS else []
-    made = SHELVES[request.param](world, FILES, tmp_path, *server)
+    named = _SERVERS.get(request.param)
+    server = [request.getfixturevalue(named)] if named else []
+    made = _MAKERS[request.param](world, FILES, tmp_path, *server)
     world.environment |= made.environment
     world.secrets |= made.secrets
     world.models(tiny={**made.entry, "exclude": ["onnx/*"]})

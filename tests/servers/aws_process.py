@@ -8,7 +8,8 @@ and what an identity may do. https://docs.aws.amazon.com/AmazonS3/latest/API/sig
 ``python -m tests.servers.aws_process HOST PORT IDENTITIES``
 The identities are a JSON file, read again whenever it changes:
 ``{KEY_ID: {"secret": ..., "token": ..., "expires": seconds since 1970 or null, "allow": [action, ...]}}``.
-An action is "*", "s3:Read" (an object), "s3:List" (a bucket), "sagemaker:Read" or "sts:*".
+An action is "*", "s3:Read" (an object), "s3:List" (a bucket), "s3:ListVersions" (its versions),
+"sagemaker:Read" or "sts:*".
 """
 
 from __future__ import annotations
@@ -224,7 +225,9 @@ def _check_rights(environ: Environ, raw_path: str, service: str, allow: list[str
     reads = environ["REQUEST_METHOD"] in {"GET", "HEAD"}
     if service == "s3":
         _, _, key = raw_path.strip("/").partition("/")
-        action = ("s3:Read" if key else "s3:List") if reads else "s3:Write"
+        versions = "versions" in environ["RAW_URI"].partition("?")[2].replace("=", "").split("&")
+        listing = "s3:ListVersions" if versions else "s3:List"
+        action = ("s3:Read" if key else listing) if reads else "s3:Write"
     elif service == "sagemaker":
         name = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
         action = "sagemaker:Read" if name.startswith(("Describe", "List")) else "sagemaker:Write"

@@ -27,7 +27,7 @@ from botocore.config import Config
 from tests.servers.store_process import ROOT, STORES, StoreProcess
 
 REGION = "eu-central-1"
-READ = ("s3:Read", "s3:List", "sagemaker:Read", "sts:*")
+READ = ("s3:Read", "s3:List", "s3:ListVersions", "sagemaker:Read", "sts:*")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class AwsKeys:
 
 
 class S3Server(StoreProcess):
-    """Five identities from the beginning, more by `identity`."""
+    """Some identities from the beginning, more by `identity`."""
 
     name = "s3"
     ready_path = "/moto-api/data.json"
@@ -51,6 +51,7 @@ class S3Server(StoreProcess):
         self.owner = self.identity(["*"])
         self.reader = self.identity(READ)
         self.blind = self.identity(["s3:Read"])  # may read objects and not list buckets
+        self.unversed = self.identity(["s3:Read", "s3:List"])  # may not list versions
         self.stranger = self.identity([])  # a key that is known, and may do nothing
         self.expired = self.session(READ, seconds=-60)
         self.wrong_secret = AwsKeys(self.reader.key_id, secrets.token_hex(20))  # SignatureDoesNotMatch
