@@ -28,7 +28,7 @@ from modelbake.wording import USUAL_FILE, wording
 from modelbake.workspace import Workspace
 
 VERBS = (
-    *("check", "lock", "matrix", "plan", "render", "build", "smoke", "push", "publish"),
+    *("adopt", "check", "lock", "matrix", "plan", "render", "build", "smoke", "push", "publish"),
     *("release", "sign", "promote", "rollback", "channels", "verify", "incident"),
     *("size", "audit", "history", "compare", "sbom", "backup", "restore", "prune", "doctor"),
 )

@@ -175,7 +175,12 @@ class Config(Entry):
 
 def load_config(path: Path) -> Config:
     """Read models.yaml; ConfigError with all problems, each `file:line:column: key: expected, got`."""
-    file = read_yaml(path, hint="run in the folder that holds models.yaml, or name it with --file")
+    return config_of(read_yaml(path, hint="run in the folder that holds models.yaml, or name it with --file"))
+
+
+def config_of(file: YamlFile) -> Config:
+    """Check what was read, or is about to be written; ConfigError as `load_config` raises it."""
+    path = file.path
     document = validate(file, schema.ModelsFile, _without_runtime(file))
     models = {name: _merged(name, document.defaults, entry) for name, entry in document.models.items()}
     config = Config(

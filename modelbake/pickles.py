@@ -56,7 +56,8 @@ def _refusal(spec: ModelSpec, files: Sequence[str], unasked: Sequence[str]) -> s
     # What is added to a model has patterns of its own.
     folders = [each.into for each in spec.add if any(path.startswith(f"{each.into}/") for path in unasked)]
     own = [path for path in unasked if not path.startswith(tuple(f"{folder}/" for folder in folders))]
-    exclude = [*spec.exclude, *(each for each in _patterns(spec, own) if each not in spec.exclude)]
+    more = [each for each in patterns_of(own, spec.allow_pickle) if each not in spec.exclude]
+    exclude = [*spec.exclude, *more]
     ways = [f"`exclude: {_flow(exclude)}`"] * bool(own)
     ways += [f"`exclude` of what `add` puts into {folder}" for folder in folders]
     return (
@@ -66,9 +67,9 @@ def _refusal(spec: ModelSpec, files: Sequence[str], unasked: Sequence[str]) -> s
     )
 
 
-def _patterns(spec: ModelSpec, unasked: Iterable[str]) -> list[str]:
+def patterns_of(unasked: Iterable[str], allowed: Iterable[str]) -> list[str]:
     """Return the shortest patterns that leave these files out, and none that is allowed."""
-    kept = {PurePosixPath(path).suffix for path in spec.allow_pickle}
+    kept = {PurePosixPath(path).suffix for path in allowed}
     suffixes = {path: PurePosixPath(path).suffix for path in unasked}
     return sorted({path if suffix in kept else f"*{suffix}" for path, suffix in suffixes.items()})
 

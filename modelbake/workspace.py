@@ -68,6 +68,12 @@ class Workspace:
 
         return load_config(self.file)
 
+    def with_config(self, config: Config) -> Workspace:
+        """Return this workspace as it is with another models.yaml, which has not been written."""
+        made = Workspace(self.file, self.images)
+        made.__dict__["declared"] = config
+        return made
+
     @cached_property
     def _read(self) -> tuple[Config, Mapping[str, Runtime]]:
         from modelbake.runtime import check_runtimes

@@ -60,6 +60,7 @@ def _addresses(source: LockedSource, files: Sequence[LockedFile], redactor: Reda
                     raise SourceError(f"has no address of {file.path}", subject=store.subject)
                 for value in (address.url.partition("?")[2], *address.headers.values()):
                     redactor.add(Secret(value))
+                    redactor.add(Secret(value.rpartition(" ")[2]))  # of `Bearer TOKEN`, the token alone
                 found[file.path] = {"url": address.url, "headers": dict(address.headers)}
     document = encode_json({"schema": 1, "kind": "addresses", "name": source.origin, "files": found})
     if len(document) > LARGEST_SECRET:

@@ -9,22 +9,27 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
+from modelbake.diskspace import require_free, saying_full
 from modelbake.errors import SourceAuthError, SourceError, SourceNotFound, SourceUnavailable, WrongBytes
 from modelbake.sources.kinds import subject_of
 from modelbake.sources.store import StoredFile
 from modelbake.weightpath import shown
+from modelbake.writing import new_file
 
 if TYPE_CHECKING:
     from modelbake.config import SourceSpec
     from modelbake.locked import LockedFile, LockedSource
 
 _PIECE = 1 << 20  # bytes
+_UNFINISHED = ".modelbake-upload-"  # what a name begins with until the file is complete
 
 
 def open_store(spec: SourceSpec | LockedSource) -> FileStore:
@@ -45,6 +50,28 @@ def open_store(spec: SourceSpec | LockedSource) -> FileStore:
     return FileStore(folder, subject)
 
 
+def open_target(spec: SourceSpec) -> FileStore:
+    """Return a folder to put files into, which need not be there yet; the one above it has to.
+
+    Raises SourceNotFound: a path is made up of nothing where a disk is not mounted.
+    """
+    folder, subject = Path(spec.source.removeprefix("file://")), subject_of(spec)
+    try:
+        if folder.exists() or not folder.parent.is_dir():
+            return open_store(spec) if folder.exists() else _no_parent(folder, subject)
+    except OSError as error:
+        raise _translated(error, subject) from error
+    return FileStore(folder, subject)
+
+
+def _no_parent(folder: Path, subject: str) -> FileStore:
+    raise SourceNotFound(
+        f"there is no folder {shown(str(folder.parent))} to make it in",
+        subject=subject,
+        hint="is the disk mounted here? Otherwise make that folder first",
+    )
+
+
 class FileStore:
     """A folder. Links are followed: a hub's cache is made of them."""
 
@@ -58,12 +85,14 @@ class FileStore:
         def refuse(error: OSError) -> None:
             raise _translated(error, self.subject) from error
 
+        if not self._folder.exists():  # see open_target
+            return
         for folder, folders, names in os.walk(self._folder, onerror=refuse):
             folders[:] = sorted(name for name in folders if name != ".git")
             for name in sorted(names):
                 path = Path(folder, name)
                 below = path.relative_to(self._folder).as_posix()
-                if any(part.startswith(".git") for part in below.split("/")):
+                if any(part.startswith((".git", _UNFINISHED)) for part in below.split("/")):
                     continue
                 size, sha256 = self._hash(path)
                 yield StoredFile(below, size, f"sha256:{sha256}", ("sha256", sha256))
@@ -78,6 +107,35 @@ class FileStore:
 
     def address(self, file: LockedFile) -> None:
         """Return None: no builder reads this disk."""
+
+    def upload(self, path: str, content: IO[bytes], size: int) -> None:
+        """Put a file there, whole or not at all, and never in the place of another.
+
+        Raises DiskFull; SourceError where there is a file of this name.
+        """
+        target = self._folder / path
+        try:
+            self._folder.mkdir(exist_ok=True)
+            require_free(self._folder, size)
+            with saying_full(target, size), new_file(self._folder, _UNFINISHED) as (file, temporary):
+                shutil.copyfileobj(content, file, _PIECE)
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)
+                os.fsync(file.fileno())
+                with suppress(
+                    OSError
+                ):  # what is read back has to come from the disk, as far as we can say so
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.hardlink_to(temporary)  # unlike renaming, this replaces nothing
+            for folder in {target.parent, self._folder, self._folder.parent}:
+                _persist(folder)
+        except FileExistsError as error:
+            raise SourceError(
+                f"{shown(path)} is there already", subject=self.subject, hint="another run has put it there"
+            ) from error
+        except OSError as error:
+            raise _translated(error, self.subject) from error
 
     def close(self) -> None:
         """Do nothing: nothing is held."""
@@ -120,6 +178,16 @@ class _Bytes:
             raise SourceUnavailable(
                 f"{shown(self._file.path)} was cut off while it was read", subject=self._subject
             )
+
+
+def _persist(folder: Path) -> None:
+    """Have a folder's new names survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _opened(path: Path, subject: str) -> io.FileIO:

@@ -39,6 +39,17 @@ def open_store(spec: SourceSpec | LockedSource) -> Store:
     return opened
 
 
+def open_target(spec: SourceSpec) -> Store:
+    """Open the store of a source to put files into: it may have none yet. Raises as `open_store`."""
+    module, _ = STORES[spec.kind]
+    try:
+        opened = getattr(import_module(f"modelbake.sources.{module}"), "open_target", open_store)
+    except ModuleNotFoundError:
+        opened = open_store  # which says what is missing
+    store: Store = opened(spec)
+    return store
+
+
 def subject_of(spec: SourceSpec | LockedSource) -> str:
     """Return what errors of a store are about: the model, the address, and the server if it is named."""
     return f"{spec.name}: {spec.source}" + (f" at {spec.server}" if spec.server else "")

@@ -31,8 +31,8 @@ def select_files(files: Sequence[_File], spec: SourceSpec | LockedSource, subjec
     # .gitattributes and its like say how git stores the repository. They change (a file moves to LFS)
     # without the model changing, no runtime reads them, and they must not make a new layer.
     candidates = [file for file in files if not any(part.startswith(".git") for part in file.path.split("/"))]
-    included = [file for file in candidates if not spec.include or _matches(file.path, spec.include)]
-    chosen = [file for file in included if not _matches(file.path, spec.exclude)]
+    included = [file for file in candidates if not spec.include or matches(file.path, spec.include)]
+    chosen = [file for file in included if not matches(file.path, spec.exclude)]
     if not chosen:
         raise _no_match([file.path for file in candidates], len(included), spec, subject)
     for file in chosen:
@@ -51,8 +51,8 @@ def select_files(files: Sequence[_File], spec: SourceSpec | LockedSource, subjec
     return chosen
 
 
-def _matches(path: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a pattern matches, by the hub's rules: `*` crosses `/`, a folder's name ends in `/`."""
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a pattern takes a path, by a hub's rules: `*` crosses `/`, a folder's name ends in `/`."""
     return any(fnmatchcase(path, f"{each}*" if each.endswith("/") else each) for each in patterns)
 
 

@@ -92,7 +92,7 @@ def _lock(
     lock = _replaceable(workspace, {spec.name for spec in specs}, everything=everything)
     answers = resolve_all(specs, lock, token, done=say, audit=output.audit)
     _judge(answers, workspace, output)
-    resolved = _converted(args, specs, [answer.locked for answer in answers], lock, workspace, output)
+    resolved = converted(args, specs, [answer.locked for answer in answers], lock, workspace, output)
     configured = set(workspace.config.models) if everything else None
     with exclusively(workspace.lock_path):
         # Read again: another `lock` may have written its models meanwhile.
@@ -120,7 +120,7 @@ def _judge(answers: list[ResolvedModel], workspace: Workspace, output: Output) -
             output.event("code_among_weights", warning, level="warning", model=name)
 
 
-def _converted(
+def converted(
     args: argparse.Namespace,
     specs: list[ModelSpec],
     resolved: list[LockedModel],
@@ -128,7 +128,10 @@ def _converted(
     workspace: Workspace,
     output: Output,
 ) -> list[LockedModel]:
-    """Return the models with what their pickles become, where models.yaml says `convert`."""
+    """Return the models with what their pickles become, where models.yaml says `convert`.
+
+    `args` has those of `secret_arguments`; an engine is asked for only where there is anything to convert.
+    """
     from modelbake.conversion import kept_conversion
 
     known = {

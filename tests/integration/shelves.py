@@ -6,6 +6,7 @@ be had; where it cannot, a build of the old lock has to fail.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.world import World
+from tests.servers.azurite_server import ACCOUNT, AzuriteServer
+from tests.servers.gcs import GcsServer
 
 
 @dataclass
@@ -54,7 +57,45 @@ def file_shelf(world: World, files: Mapping[str, bytes], folder: Path) -> Shelf:
     return Shelf({"source": f"file://{root}"}, put, keeps_versions=False)
 
 
-SHELVES: dict[str, Callable[[World, Mapping[str, bytes], Path], Shelf]] = {
+def gcs_shelf(world: World, files: Mapping[str, bytes], folder: Path, server: GcsServer) -> Shelf:
+    bucket = server.bucket()
+
+    def put(path: str, content: bytes) -> None:
+        server.put(bucket, f"models/llama 3/{path}", content)
+
+    for path, content in files.items():
+        put(path, content)
+    key = json.loads(server.reader.key_file.read_text())["private_key"]
+    return Shelf(
+        {"source": f"gs://{bucket}/models/llama 3", "endpoint": server.endpoint},
+        put,
+        keeps_versions=True,
+        environment=server.environment_for(server.reader),
+        secrets=frozenset({key.splitlines()[5]}),
+    )
+
+
+def azure_shelf(world: World, files: Mapping[str, bytes], folder: Path, server: AzuriteServer) -> Shelf:
+    container = server.container()
+
+    def put(path: str, content: bytes) -> None:
+        server.put(container, f"models/llama 3/{path}", content)
+
+    for path, content in files.items():
+        put(path, content)
+    return Shelf(
+        {"source": f"az://{ACCOUNT}/{container}/models/llama 3", "endpoint": server.account_url},
+        put,
+        keeps_versions=False,  # Azurite has no versions; of accounts that have, see the unit tests
+        environment={"AZURE_STORAGE_KEY": server.key},
+        secrets=frozenset({server.key}),
+    )
+
+
+SHELVES: dict[str, Callable[..., Shelf]] = {
     "hf": hub_shelf,
     "file": file_shelf,
+    "gs": gcs_shelf,
+    "az": azure_shelf,
 }
+SERVERS = {"gs": "gcs_server", "az": "azure_server"}  # the fixture with a kind's server, which comes last

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.aws_shelves import plain_s3_shelf, s3_shelf, sagemaker_shelf
-from tests.integration.shelves import SHELVES, Shelf
+from tests.integration.shelves import SERVERS, SHELVES, Shelf
 from tests.integration.test_publish import tree_of
 from tests.integration.web_shelves import WEB_SERVERS, WEB_SHELVES
 from tests.integration.world import World
@@ -30,7 +30,7 @@ TAKEN = [path for path in FILES if not path.startswith("onnx/")]
 
 _AWS = {"s3": s3_shelf, "s3 without versions": plain_s3_shelf, "sagemaker": sagemaker_shelf}
 _MAKERS: dict[str, Callable[..., Shelf]] = {**SHELVES, **_AWS, **WEB_SHELVES}
-_SERVERS = {**dict.fromkeys(_AWS, "s3_server"), **WEB_SERVERS}
+_SERVERS = {**SERVERS, **dict.fromkeys(_AWS, "s3_server"), **WEB_SERVERS}
 
 
 @pytest.fixture(params=_MAKERS)

@@ -44,6 +44,7 @@ from tests.servers.hub_http import Listener, Rate, Site
 from tests.servers.hub_log import Record, RequestLog, Role, Tokens
 from tests.servers.hub_messages import Answer, Call, file_answer, json_answer, redirect
 from tests.servers.hub_repos import Repo
+from tests.servers.hub_uploads import Uploads
 
 __all__ = ["Fault", "Hub", "Record", "Repo"]
 
@@ -87,6 +88,7 @@ class Hub:
         self._tokens = Tokens(tokens)
         self._log = RequestLog()
         self._api = Api(root, self._tokens, page_size=page_size)
+        self._uploads = Uploads(root, self._api, self._signed_upload)
         self._signing_key = secrets.token_bytes(32)
         tls = None
         if cert is not None:
@@ -191,7 +193,9 @@ class Hub:
     def _answer_hub(self, call: Call) -> Answer:
         """Answer as the hub itself."""
         try:
-            return self._resolve(call) if _subject(call)[1] else self._api.answer(call, self.url)
+            if _subject(call)[1]:
+                return self._resolve(call)
+            return self._uploads.answer(call, self.url) or self._api.answer(call, self.url)
         except RefusedError as refusal:
             answer = refusal.answer
             if call.path.startswith("/api/"):
@@ -225,6 +229,10 @@ class Hub:
         query = urlencode({"filename": filename, "Expires": int(time.time() + self.url_seconds)})
         return f"{self.cdn_url}{path}?{query}&Signature={self._sign(path, query)}"
 
+    def _signed_upload(self, name: str, sha256: str) -> str:
+        """Return a URL of the second server to which one file may be put."""
+        return self._signed_url(f"/lfs/{name}/{sha256}", "upload")
+
     def _sign(self, path: str, query: str) -> str:
         return hmac.new(self._signing_key, f"{path}?{query}".encode(), "sha256").hexdigest()
 
@@ -238,6 +246,8 @@ class Hub:
         if int(call.query["Expires"][0]) < time.time():
             return _xml(403, "AccessDenied", "Request has expired")
         oid, filename = call.parts[-1], call.query["filename"][0]
+        if call.method == "PUT":
+            return self._uploads.store(call, oid)
         file = self.root / "objects" / oid[:2] / oid
         # Another hash on purpose: whoever takes this ETag for the sha256 is to be found out.
         etag = hashlib.sha256(f"chunks of {oid}".encode()).hexdigest()

@@ -28,6 +28,7 @@ from tests.servers.hub_messages import Answer, Call, FileBody, asked_range, leng
 _CHUNK = 1024 * 1024
 _LEEWAY_SECONDS = 0.5
 _BODY_LIMIT = 1024 * 1024
+_UPLOAD_LIMIT = 64 * 1024 * 1024  # of a commit, and of a file that is put into the storage
 
 
 class Rate:
@@ -179,6 +180,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._serve()
 
+    def do_PUT(self) -> None:
+        self._serve()
+
     def do_DELETE(self) -> None:
         self._serve()
 
@@ -187,11 +191,16 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         given_length = self.headers.get("Content-Length") or "0"
         length = int(given_length) if given_length.isdecimal() else _BODY_LIMIT + 1
-        if length > _BODY_LIMIT or "Transfer-Encoding" in self.headers:
+        uploads = self.command == "PUT" or "/commit/" in url.path
+        if length > (_UPLOAD_LIMIT if uploads else _BODY_LIMIT) or "Transfer-Encoding" in self.headers:
             self.send_error(413)
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        call = Call(site.host, self.command, url.path, url.query, headers, self.rfile.read(length))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client is gone
+            self.close_connection = True
+            return
+        call = Call(site.host, self.command, url.path, url.query, headers, body)
         if site.faults.take_down(site.host):
             self.close_connection = True
             return
