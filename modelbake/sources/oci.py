@@ -18,29 +18,22 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from modelbake.dockerconfig import Reference, RegistryAuth, split_reference
 from modelbake.errors import (
     ReadBackMismatch,
-    RegistryAuthError,
-    RegistryError,
-    RegistryUnavailable,
     RevisionNotFound,
-    SourceAuthError,
     SourceError,
     SourceNotFound,
-    SourceUnavailable,
-    WrongBytes,
 )
-from modelbake.imagetar import UNREADABLE
 from modelbake.manifest import Descriptor, Manifest
 from modelbake.plan import LABEL_PREFIX
 from modelbake.registry import Registry
 from modelbake.sources.kinds import subject_of
 from modelbake.sources.ociblobs import OciReader, plain_members
 from modelbake.sources.ocicontent import FileTree, Place, contents_of, place_of
+from modelbake.sources.ocierrors import translated
 from modelbake.sources.reading import Address
 from modelbake.sources.store import AddressedStore, StoredFile
 from modelbake.weightpath import shown
@@ -56,7 +49,7 @@ _LARGEST_CONFIG = 8 << 20  # bytes
 def open_store(spec: SourceSpec | LockedSource) -> OciStore:
     """Return the artifact that a source names. Raises SourceError, UsageError for a wrong environment."""
     reference, subject = split_reference(spec.source.removeprefix("oci://")), subject_of(spec)
-    with _translated(subject, reference):
+    with translated(subject, reference):
         credentials = RegistryAuth().for_registry(reference.registry)
         return OciStore(Registry(reference.registry, credentials), reference, subject, spec.name)
 
@@ -86,7 +79,7 @@ class OciStore(AddressedStore):
 
     def listing(self) -> Iterator[StoredFile]:
         """Yield the files of the artifact, once all of its layers are known."""
-        with _translated(self.subject, self._reference):
+        with translated(self.subject, self._reference):
             manifest = self._manifest()
             tree = FileTree(self.subject)
             reader = self.reader(threading.Event())
@@ -117,7 +110,7 @@ class OciStore(AddressedStore):
 
     def size_of(self, digest: str, path: str) -> int:
         """Return the bytes of a blob, which has a file in it. Raises RevisionNotFound where it is gone."""
-        with _translated(self.subject, self._reference):
+        with translated(self.subject, self._reference):
             size = self.registry.blob_size(self.repository, digest)
         if size is None:
             raise RevisionNotFound(
@@ -185,27 +178,3 @@ class OciStore(AddressedStore):
             return {(each["path"], each["layer"]): each["sha256"] for each in files}
         except (ValueError, KeyError, TypeError, RecursionError):
             return {}
-
-
-@contextmanager
-def _translated(subject: str, reference: Reference) -> Iterator[None]:
-    """Make errors of the registry those of a source."""
-    try:
-        yield
-    except RegistryAuthError as error:
-        raise SourceAuthError(
-            f"{error.message} ({error.subject}); asked were: MODELBAKE_REGISTRY and its user and password if"
-            " they are for this registry, then the Docker config's credHelpers, credsStore, auths",
-            subject=subject,
-            hint=error.hint or f"`docker login {reference.registry}` with an account that may pull",
-        ) from error
-    except RegistryUnavailable as error:
-        raise SourceUnavailable(error.message, subject=subject, hint=error.hint) from error
-    except ReadBackMismatch as error:
-        raise WrongBytes(error.message, subject=subject, hint=error.hint) from error
-    except RegistryError as error:
-        raise SourceError(error.message, subject=subject, hint=error.hint) from error
-    except UNREADABLE as error:
-        raise SourceError(
-            f"a layer is no readable tar ({error})", subject=subject, hint="push it anew, and lock again"
-        ) from error

@@ -16,8 +16,9 @@ from modelbake.errors import RevisionNotFound, SourceAuthError, SourceError, Sou
 from modelbake.locked import LockedFile
 from modelbake.manifest import OCI_INDEX, OCI_MANIFEST, Manifest
 from modelbake.registry import Registry
-from modelbake.sources.oci import OciStore, _translated
+from modelbake.sources.oci import OciStore
 from modelbake.sources.ocicontent import Content, FileTree, Place, contents_of, place_of
+from modelbake.sources.ocierrors import translated
 from modelbake.sources.store import StoredFile
 from tests.servers.oci_content import packed
 from tests.servers.token_registry import TokenRegistry
@@ -244,5 +245,5 @@ def test_an_index_without_this_platform() -> None:
 
 
 def test_a_wrong_tar_is_a_clear_error() -> None:
-    with pytest.raises(SourceError, match="no readable tar"), _translated("m", split_reference("a.b/c:1")):
+    with pytest.raises(SourceError, match="no readable tar"), translated("m", split_reference("a.b/c:1")):
         raise EOFError("cut")
