@@ -1,35 +1,28 @@
 """What an MLflow tracking server says of registered models, by its REST API.
 
-Its own package is not needed: three questions are. Credentials as MLflow's clients find them: the variables
-MLFLOW_TRACKING_USERNAME and _PASSWORD, else ~/.mlflow/credentials, else the token of MLFLOW_TRACKING_TOKEN.
+Its own package is not needed for a few questions.
 
-Sources: https://mlflow.org/docs/latest/api_reference/rest-api.html, mlflow/utils/credentials.py.
+Source: https://mlflow.org/docs/latest/api_reference/rest-api.html
 """
 
 from __future__ import annotations
 
-import configparser
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlencode
 
-from modelbake.credentials import Secret
 from modelbake.errors import RevisionNotFound, SourceAuthError, SourceError, SourceNotFound
-from modelbake.grammar import HUB
 from modelbake.process import environment
 from modelbake.sources.asking import Answer, Asker
-from modelbake.sources.netrc import basic
+from modelbake.sources.mlflow_login import CHAIN, authorization, tracking_server
 from modelbake.sources.patience import Patience
 from modelbake.sources.reading import Address
 from modelbake.sources.store import AddressedStore
 from modelbake.weightpath import shown
 
-TRACKING = "MLFLOW_TRACKING_URI"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _STAGES = ("staging", "production", "archived", "none")
-_CHAIN = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, ~/.mlflow/credentials, MLFLOW_TRACKING_TOKEN"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 
@@ -46,49 +39,6 @@ class ModelVersion:
     def identity(self) -> str:
         """What no other version of this model is called."""
         return f"{self.number}:{self.created}"
-
-
-def tracking_server(server: str, environ: Mapping[str, str], subject: str) -> str:
-    """Return the URL of the server that a source names, or the environment. Raises SourceError."""
-    found = server or environ.get(TRACKING, "").rstrip("/")
-    if not found:
-        raise SourceError(
-            "names no MLflow server", subject=subject, hint=f"set {TRACKING}, or `endpoint` in models.yaml"
-        )
-    if not HUB.matches(found):
-        raise SourceError(
-            f"{TRACKING} is not the URL of a tracking server",
-            subject=subject,
-            hint=f"for example https://mlflow.example.com; {HUB.advise(found) or 'no database'}",
-        )
-    return found
-
-
-def authorization(environ: Mapping[str, str], subject: str) -> dict[str, str]:
-    """Return the header Authorization, none where there are no credentials. Raises SourceAuthError."""
-    path = Path(environ.get("HOME") or Path.home(), ".mlflow", "credentials")
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read_string(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (configparser.Error, OSError, UnicodeError) as error:
-        # The parser's message would quote the file.
-        raise SourceAuthError(
-            f"{path} cannot be read ({type(error).__name__})",
-            subject=subject,
-            hint="it has a section [mlflow] with mlflow_tracking_username and mlflow_tracking_password",
-        ) from None
-    section = parser["mlflow"] if parser.has_section("mlflow") else {}
-
-    def value(name: str) -> str:
-        return environ.get(name, "") or section.get(name.lower(), "")
-
-    user, password = value("MLFLOW_TRACKING_USERNAME"), Secret(value("MLFLOW_TRACKING_PASSWORD"))
-    token = Secret(environ.get("MLFLOW_TRACKING_TOKEN", ""))
-    if user and password:
-        return basic(user, password)
-    return {"authorization": f"Bearer {token.reveal()}"} if token else {}
 
 
 class Tracking(AddressedStore):
@@ -149,7 +99,7 @@ class Tracking(AddressedStore):
     def refuse_access(self, status: int, what: str) -> NoReturn:
         """Raise what 401 and 403 mean."""
         known = "the credentials are refused" if self.login else "there are no credentials"
-        right = f"{known} (asked were: {_CHAIN})" if status == 401 or not self.login else "not allowed"
+        right = f"{known} (asked were: {CHAIN})" if status == 401 or not self.login else "not allowed"
         raise SourceAuthError(
             f"the MLflow server answers {status} for {what}: {right}",
             subject=self.subject,

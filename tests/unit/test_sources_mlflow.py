@@ -21,8 +21,8 @@ from modelbake.errors import (
 )
 from modelbake.locked import LockedFile
 from modelbake.sources.mlflow import MlflowStore
-from modelbake.sources.mlflow_api import authorization, tracking_server
 from modelbake.sources.mlflow_artifacts import bucket_of, served_path
+from modelbake.sources.mlflow_login import authorization, tracking_server
 from modelbake.sources.patience import Patience
 from tests.servers.web import WebServer
 
