@@ -27,6 +27,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
+from modelbake.sourceuri import kind_of
+
 if TYPE_CHECKING:
     from modelbake.config import ModelSpec, SourceSpec
 
@@ -96,8 +98,8 @@ class LockedSource:
 
     @property
     def kind(self) -> str:
-        """The scheme of its address: `hf`, `s3`, ..."""
-        return self.source.partition(":")[0]
+        """Of its address: `hf`, `s3`, ..."""
+        return kind_of(self.source)
 
     @property
     def server(self) -> str:

@@ -169,6 +169,14 @@ class RegistryConnection:
             raise self._unreachable(url, error) from error
         raise RegistryError("redirects without end", subject=self.host)
 
+    def address(self, path: str, *, scope: str) -> tuple[str, dict[str, str]]:
+        """Return the URL of a path, and the headers that it takes once `ask` was answered in this scope.
+
+        The headers are credentials: a token where the registry gives any, else the password.
+        """
+        url = self._url(path)
+        return str(url), self._authorization(url, scope)
+
     def _client_for(self, url: httpx2.URL) -> httpx2.Client:
         """Return the client for a URL's host: it alone is shown the certificate that we have for it."""
         # By the name that the reference has: Docker's folder of `host:443` is not that of `host`.

@@ -8,7 +8,7 @@ every start, and `audit` reads all of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -254,8 +254,9 @@ class Verification:
         except LockError as error:
             yield Check("lock", "not checked", error.message)
             return
-        if locked.digest != baked.lock or locked.weights != baked.files:
-            differing = sorted(file.path for file in {*locked.weights} ^ {*baked.files})
+        weights = tuple(replace(file, version="") for file in locked.weights)  # an image says no versions
+        if locked.digest != baked.lock or weights != baked.files:
+            differing = sorted(file.path for file in {*weights} ^ {*baked.files})
             named = ", ".join(dict.fromkeys(differing[:5])) or "where they come from"
             yield Check("lock", "failed", f"it differs from models.lock ({locked.digest}): {named}")
         else:

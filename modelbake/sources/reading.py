@@ -10,7 +10,10 @@ comes is not trusted: whoever reads compares the sha256, and no more bytes are h
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import ssl
 import threading
 import time
 import urllib.request
@@ -28,7 +31,7 @@ from modelbake.bounded import within
 from modelbake.errors import SourceError, SourceUnavailable, WrongBytes
 from modelbake.sources.addresses import require_allowed
 from modelbake.sources.patience import Patience, seconds_to_wait
-from modelbake.trust import ENVIRONMENT_HINT, trust
+from modelbake.trust import ENVIRONMENT_HINT, VARIABLE, trust
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
@@ -39,7 +42,8 @@ _MOST_REDIRECTS = 5
 # No backslash anywhere, no user or password, nothing that is not printable.
 _ADDRESS = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(?:[/?#][!-\[\]-~]*)?")
 _SLOWEST = 64 * 1024  # bytes a second, on average; a transfer that is slower is given up
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+_DECIDING_TRUST = (VARIABLE, "SSL_CERT_FILE", "SSL_CERT_DIR")
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GONE = frozenset({400, 401, 403, 404, 410})  # what a signed URL answers when its time is over
 
 
@@ -85,7 +89,7 @@ class Locator(Protocol):
         ...
 
 
-class _Broken(Exception):
+class Broken(Exception):
     """An attempt failed in a way that may pass; `after`: the seconds the server asks to wait, or None."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
@@ -121,28 +125,38 @@ class AddressReader:
         return self._locator.locate(file, self._patience, self._stop)
 
     def _open(self, address: Address, start: int, stop: int | None, etag: str) -> urllib3.BaseHTTPResponse:
-        """Ask for the bytes from `start` to before `stop`; headers do not follow a redirect elsewhere."""
+        """Ask for the bytes from `start` to before `stop`."""
+        part = {}
+        if start or stop is not None:
+            part["range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+            if etag:
+                part["if-range"] = etag
+        return self.open(address, part)
+
+    def open(
+        self, address: Address, asked: Mapping[str, str], method: str = "GET"
+    ) -> urllib3.BaseHTTPResponse:
+        """Send one request; the address's headers do not follow a redirect elsewhere, those of `asked` do.
+
+        Raises Broken where trying again may help, and SourceError.
+        """
         url, home = address.url, origin_of(address.url, self._locator)
         for _ in range(_MOST_REDIRECTS + 1):
             origin = origin_of(url, self._locator)
-            headers = {**(address.headers if origin == home else {}), "accept-encoding": "identity"}
-            if start or stop is not None:
-                headers["range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
-                if etag:
-                    headers["if-range"] = etag
+            headers = {**(address.headers if origin == home else {}), "accept-encoding": "identity", **asked}
             locator = self._locator
             require_allowed(locator.server, origin[1], subject=locator.subject, noun=locator.noun)
             try:
-                response = within(self._patience.answer, self._get(url, headers), late=_close)
+                response = within(self._patience.answer, self._get(url, headers, method), late=_close)
             except TimeoutError as error:
-                raise _Broken(f"{address.host} does not answer in time") from error
+                raise Broken(f"{address.host} does not answer in time") from error
             except (LocationParseError, SSLError, ValueError) as error:
                 host = urlsplit(url).netloc.rpartition("@")[2]
                 raise SourceUnavailable(
                     f"{host} cannot be spoken to ({type(error).__name__})", subject=self._locator.subject
                 ) from error
             except HTTPError as error:
-                raise _Broken(f"{address.host} does not answer ({type(error).__name__})") from error
+                raise Broken(f"{address.host} does not answer ({type(error).__name__})") from error
             if response.status not in (301, 302, 303, 307, 308):
                 return response
             response.close()
@@ -152,9 +166,9 @@ class AddressReader:
             url = target
         raise SourceError(f"the {self._locator.noun} redirects without end", subject=self._locator.subject)
 
-    def _get(self, url: str, headers: dict[str, str]) -> Callable[[], urllib3.BaseHTTPResponse]:
+    def _get(self, url: str, headers: dict[str, str], method: str) -> Callable[[], urllib3.BaseHTTPResponse]:
         return lambda: self._pools.of(url).request(
-            "GET", url, headers=headers, redirect=False, retries=False, preload_content=False
+            method, url, headers=headers, redirect=False, retries=False, preload_content=False
         )
 
 
@@ -231,8 +245,8 @@ class AddressedFile:
                 finally:
                     response.close()
                 if position < file.size:
-                    raise _Broken(f"{location.host} sent less than it said")
-            except _Broken as broken:
+                    raise Broken(f"{location.host} sent less than it said")
+            except Broken as broken:
                 failures = 1 if position > reached else failures + 1
                 refusals = 0 if position > reached else refusals
                 wait = patience.wait(failures) if broken.after is None else broken.after
@@ -243,8 +257,8 @@ class AddressedFile:
     def _check(self, response: urllib3.BaseHTTPResponse, location: Address, position: int) -> int:
         """Look at an answer's head; return how many of its first bytes are here already."""
         file, status = self._file, response.status
-        if status in _BUSY:
-            raise _Broken(
+        if status in BUSY:
+            raise Broken(
                 f"{location.host} answers {status}", seconds_to_wait(response.headers.get("retry-after", ""))
             )
         if status == 416:
@@ -252,13 +266,13 @@ class AddressedFile:
         if status not in (200, 206):
             self._refuse(response, location)
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise _Broken(f"{location.host} sends another encoding than asked for")
+            raise Broken(f"{location.host} sends another encoding than asked for")
         there, whole = location.start + position, location.whole or file.size
         skip = there if status == 200 else 0
         if status == 206:
             said = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("content-range", ""))
             if said is None or int(said[1]) != there:
-                raise _Broken(f"{location.host} answers another range than asked for")
+                raise Broken(f"{location.host} answers another range than asked for")
             if said[3] not in ("*", str(whole)):
                 raise self._wrong(f"{int(said[3]):,} bytes", of=whole)
         length = response.headers.get("content-length", "")
@@ -278,7 +292,7 @@ class AddressedFile:
                 if piece:
                     yield piece
         except (HTTPError, OSError) as error:
-            raise _Broken(f"the connection to {location.host} broke ({type(error).__name__})") from error
+            raise Broken(f"the connection to {location.host} broke ({type(error).__name__})") from error
 
     def _refuse(self, response: urllib3.BaseHTTPResponse, location: Address) -> None:
         """Raise what an answer means that is neither bytes nor a reason to wait."""
@@ -325,7 +339,7 @@ class _Pools:
 
     def __init__(self, patience: Patience, subject: str) -> None:
         try:
-            context = trust()
+            context = _context(*(os.environ.get(name, "") for name in _DECIDING_TRUST))
         except OSError as error:
             raise SourceError(
                 f"the network settings of the environment cannot be used ({type(error).__name__})",
@@ -359,6 +373,12 @@ class _Pools:
                     **self._settings,  # type: ignore[arg-type]
                 )
             return self._proxied[proxy]
+
+
+@functools.lru_cache(maxsize=4)
+def _context(*environment: str) -> ssl.SSLContext:
+    """Return what `trust` does for the variables that decide it; authorities take long to load."""
+    return trust()
 
 
 @contextmanager

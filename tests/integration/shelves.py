@@ -23,6 +23,7 @@ class Shelf:
     """One source with files in it.
 
     `entry`: the keys of models.yaml. `environment`: what the user's shell needs for it. `put`: writes a file.
+    `close`: stops what was started for it alone. `lost`: the files whose names it cannot keep.
     """
 
     entry: dict[str, Any]
@@ -30,6 +31,8 @@ class Shelf:
     keeps_versions: bool
     environment: dict[str, str] = field(default_factory=dict)
     secrets: frozenset[str] = frozenset()
+    close: Callable[[], object] = bool
+    lost: frozenset[str] = frozenset()
 
 
 def hub_shelf(world: World, files: Mapping[str, bytes], folder: Path) -> Shelf:

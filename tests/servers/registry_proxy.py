@@ -68,19 +68,20 @@ class Fault:
 @dataclass
 class RegistryProxy:
     """The proxy; `upstream` is the registry's `host:port`. `before(method, path)`, where set, is called
-    when a request has arrived.
+    when a request has arrived. `host`: what it listens at.
     """
 
     upstream: str
     seen: list[Seen] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     before: Callable[[str, str], None] | None = None
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer((self.host, 0), _handler(self))
         self._server.daemon_threads = True
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self.address = f"{self.host}:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
         threading.Thread(

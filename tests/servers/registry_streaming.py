@@ -60,8 +60,15 @@ class _Upload:
 class StreamingProxy(RegistryProxy):
     """See the module. `received`: bytes of request bodies that arrived, by repository."""
 
-    def __init__(self, upstream: str, *, keeps_uploads: bool = False, mounts: bool = True) -> None:
-        super().__init__(upstream)
+    def __init__(
+        self,
+        upstream: str,
+        *,
+        keeps_uploads: bool = False,
+        mounts: bool = True,
+        host: str = "127.0.0.1",
+    ) -> None:
+        super().__init__(upstream, host=host)
         self.keeps_uploads = keeps_uploads
         self.mounts = mounts
         self.on_bytes: Callable[[int], None] | None = None
