@@ -15,6 +15,7 @@ from tests.integration.shelves import SERVERS, SHELVES, Shelf
 from tests.integration.test_publish import tree_of
 from tests.integration.web_shelves import WEB_SERVERS, WEB_SHELVES
 from tests.integration.world import World
+from tests.promises import full
 
 pytestmark = pytest.mark.engine
 
@@ -33,7 +34,11 @@ _MAKERS: dict[str, Callable[..., Shelf]] = {**SHELVES, **_AWS, **WEB_SHELVES}
 _SERVERS = {**SERVERS, **dict.fromkeys(_AWS, "s3_server"), **WEB_SERVERS}
 
 
-@pytest.fixture(params=_MAKERS)
+# One of each way that bytes take: addresses, members of images, the build context. `make sources` tries all.
+_QUICK = ("file", "s3", "oci")
+
+
+@pytest.fixture(params=list(_MAKERS) if full() else _QUICK)
 def shelf(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iterator[Shelf]:
     """A source of each kind, and a world whose model `tiny` is of it."""
     named = _SERVERS.get(request.param)

@@ -256,7 +256,7 @@ def test_hostile_text_in_models_lock(
 
 def with_right_digests(document: Any) -> Any:
     """Correct the digests of a lock, as somebody does who knows how they are made."""
-    with suppress(KeyError, TypeError, UnicodeEncodeError):
+    with suppress(KeyError, TypeError, AttributeError, UnicodeEncodeError):
         for model in document["models"].values():
             for source in (model, *model.get("added", ())):
                 source["files"].sort(key=lambda file: file["path"])
