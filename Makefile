@@ -19,7 +19,8 @@ test: $(STAMP) $(REFERENCE) $(STORES) $(AZURITE) ## every test; starts the engin
 	$(BIN)/python -m pytest tests/integration
 
 sources: $(STAMP) $(STORES) $(AZURITE) ## every source against its real store, by both ways into an image
-	$(BIN)/python -m pytest tests/integration/test_store_servers.py tests/integration/test_sources.py $(ARGS)
+	MODELBAKE_FAULTS=full $(BIN)/python -m pytest tests/integration/test_store_servers.py \
+		tests/integration/test_sources*.py $(ARGS)
 
 story: $(STAMP) $(REFERENCE) ## README's releases on a real registry: promoted, rolled back, lost and restored
 	MODELBAKE_STORY=1 $(BIN)/python -m pytest -s tests/integration/test_release_story.py $(ARGS)
@@ -27,7 +28,7 @@ story: $(STAMP) $(REFERENCE) ## README's releases on a real registry: promoted, 
 faults: $(STAMP) $(REFERENCE) $(STORES) $(AZURITE) ## every fault against every promise, as a table and bench/faults.json
 	$(BIN)/python -m tests.fault_matrix $(ARGS)
 
-nightly: story $(STORES) $(AZURITE) ## what takes too long for every change
+nightly: story sources $(STORES) $(AZURITE) ## what takes too long for every change
 	$(BIN)/python -m tests.fault_matrix --exhaustive $(ARGS)
 
 check: $(STAMP) $(REFERENCE) ## what CI checks before the tests: format, lint, types

@@ -307,7 +307,7 @@ STORE_VERSION = Grammar(
     1024,
     ("3HL4kqtJlcpXroDTDmJ-rmSpXd3dIbrHY",),
 )
-SHA256 = Grammar("a sha256: 64 lower-case hexadecimal digits", r"[0-9a-f]{64}", 64, ("0123456789abcdef" * 4,))
+SHA256 = Grammar("a sha256: 64 lower-case hexadecimal digits", r"[0-9a-f]{64}", 64, ("ab" * 32,))
 REASON = Grammar(
     "a reason: text on one line", rf"(?!\s){LINE_CHARACTER}+(?<!\s)", 200, ("no compiler is there",)
 )

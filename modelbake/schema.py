@@ -208,7 +208,7 @@ _FILES = (
     "Of an https:// source: its files, each with its sha256. A web server has no list of them, and says"
     " nothing that could be trusted."
 )
-_DIGEST_EXAMPLE = {"model.gguf": "0123456789abcdef" * 4}
+_DIGEST_EXAMPLE = {"model.gguf": "ab" * 32}
 
 
 class AddedEntry(Entry):
