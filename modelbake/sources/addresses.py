@@ -12,9 +12,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Collection
-from urllib.parse import urlsplit
-
-from modelbake.errors import SourceError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str], Collection[Address]]
@@ -50,16 +47,6 @@ def redirect_problem(hub: str, target: str, resolve: Resolve = addresses_of) -> 
     if inner and all(address.is_global for address in resolve(hub)):
         return f"{target} has the private address {inner[0]}, and the hub is a public one"
     return None
-
-
-def require_allowed(server: str, target: str, *, subject: str, noun: str) -> None:
-    """Raise SourceError for a host that a server (its URL) must not send us to."""
-    if problem := redirect_problem(urlsplit(server).hostname or "", target):
-        raise SourceError(
-            f"the {noun} redirects to where it must not: {problem}",
-            subject=subject,
-            hint=f"the {noun}, or what answers in its place, may have been taken over",
-        )
 
 
 def _plain(address: Address) -> Address:

@@ -28,7 +28,7 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 
 from modelbake.bounded import within
 from modelbake.errors import ModelbakeError, SourceError, SourceUnavailable
-from modelbake.sources.addresses import require_allowed
+from modelbake.sources.guard import require_allowed
 from modelbake.sources.hub_errors import Place, busy, translate
 from modelbake.sources.patience import Patience, seconds_to_wait
 from modelbake.trust import ENVIRONMENT_HINT, trust

@@ -29,7 +29,7 @@ from urllib3.util import parse_url
 
 from modelbake.bounded import within
 from modelbake.errors import SourceError, SourceUnavailable, WrongBytes
-from modelbake.sources.addresses import require_allowed
+from modelbake.sources.guard import require_allowed
 from modelbake.sources.patience import Patience, seconds_to_wait
 from modelbake.trust import ENVIRONMENT_HINT, VARIABLE, trust
 from modelbake.weightpath import shown

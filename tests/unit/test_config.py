@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -1032,7 +1032,7 @@ def test_the_schema_refuses_what_the_loader_refuses() -> None:
 # --- speed -----------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_models_load_in_well_under_a_second() -> None:
+def test_loading_takes_no_longer_for_a_model_among_a_thousand() -> None:
     one = """  m{}:
     version: "1.0.0"
     source: hf://sentence-transformers/all-MiniLM-L6-v2
@@ -1049,16 +1049,23 @@ def test_a_thousand_models_load_in_well_under_a_second() -> None:
           body: {{input: hello}}
           expect: {{"length(data[0].embedding)": 384}}
 """
-    text = "registry: r.io\nmodels:\n" + "".join(one.format(number) for number in range(1000))
-    assert len(loaded(text).models) == 1000
-    began = time.process_time()
-    loaded(text)
-    assert time.process_time() - began < 1
 
-    wrong = text.replace("version:", "verison:").replace("any", "gpu")
-    began = time.process_time()
-    assert len(refused(wrong).splitlines()) == 3000
-    assert time.process_time() - began < 2
+    def text(models: int) -> str:
+        return "registry: r.io\nmodels:\n" + "".join(one.format(number) for number in range(models))
+
+    def seconds(read: Callable[[str], object], what: str) -> float:
+        began = time.process_time()
+        read(what)
+        return time.process_time() - began
+
+    def wrong(models: int) -> str:
+        return text(models).replace("version:", "verison:").replace("any", "gpu")
+
+    assert len(loaded(text(1000)).models) == 1000
+    assert len(refused(wrong(1000)).splitlines()) == 3000
+    # Ten times as much takes ten times as long; what looks at all models for each takes a hundred times.
+    assert seconds(loaded, text(1000)) < 40 * min(seconds(loaded, text(100)) for _ in range(3))
+    assert seconds(refused, wrong(1000)) < 40 * min(seconds(refused, wrong(100)) for _ in range(3))
 
 
 def test_importing_leaves_jmespath_and_docker_alone() -> None:

@@ -19,7 +19,7 @@ import pytest
 from modelbake.errors import ModelbakeError
 from modelbake.lock import Lock, LockedFile, LockedModel, decode_lock, encode_lock
 from modelbake.plan import WeightGroup
-from modelbake.sources import hub_files
+from modelbake.sources import selecting
 from modelbake.sources.patience import Patience
 from modelbake.stream.layers import WeightLayer
 from modelbake.weightpath import path_problem
@@ -265,7 +265,7 @@ class TestControls:
 
     def test_resolver(self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         case = make_case(hub, tmp_path, HOSTILE["backslash"])
-        monkeypatch.setattr(hub_files, "path_problem", lambda path: None)
+        monkeypatch.setattr(selecting, "path_problem", lambda path: None)
         assert locked_all(case) == case.truth, "without the grammar the name is locked"
 
     def test_stream(self) -> None:

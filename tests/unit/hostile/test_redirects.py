@@ -12,7 +12,7 @@ import httpx2
 import huggingface_hub
 import pytest
 
-from modelbake.sources import addresses, hub_client
+from modelbake.sources import addresses, guard
 from tests.servers.hub import Fault, Hub
 from tests.unit.hostile.readers import (
     BUILDER,
@@ -143,7 +143,7 @@ def test_without_the_rule_it_would(
             return fetch(case, naive)
 
     else:
-        monkeypatch.setattr(hub_client, "redirect_problem", lambda hub, target: None)
+        monkeypatch.setattr(guard, "redirect_problem", lambda hub, target: None)
     hub.faults.add(Fault("redirect", "config.json", location=f"{public.inner.url}/config.json"))
     require_right(outcome(read, case), case)
     assert public.inner.asked, "control: what listens here was asked"
