@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from typing import Any
 import pytest
 
 from tests.promises import PROMISES
+
+# `eval "$(scripts/registry up)"` in the shell that runs the tests: each test says itself what it has.
+for _name in ("MODELBAKE_REGISTRY", "MODELBAKE_REGISTRY_USER", "MODELBAKE_REGISTRY_PASSWORD_FILE"):
+    os.environ.pop(_name, None)
 
 _KINDS = ("promise", "control")
 LOST = "(lost)"  # the row of tests that ended without a report of their own

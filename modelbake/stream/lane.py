@@ -51,6 +51,7 @@ from modelbake.stream.survey import previous_release, stored_groups
 from modelbake.stream.view import TransferView
 from modelbake.stream.weights import size_without_weights
 from modelbake.versiontag import candidate_tag
+from modelbake.writing import exclusively
 
 if TYPE_CHECKING:
     from modelbake.context import Context
@@ -281,14 +282,16 @@ class Lane:
                 subject=self.runtimes.name,
                 hint="publish one model of this runtime where an engine is; all others then need none",
             ) from error
-        return build_runtime(
-            engine,
-            self._plan,
-            self._runtime_context,
-            self.runtimes,
-            secrets={name: secret for name, secret in self._secrets.items() if name != HUB_TOKEN},
-            output=self._output,
-        )
+        # Runs of this folder do it one after the other: the first one builds, the others find it then.
+        with exclusively(self._plan.runtime.directory):
+            return self.find_runtime() or build_runtime(
+                engine,
+                self._plan,
+                self._runtime_context,
+                self.runtimes,
+                secrets={name: secret for name, secret in self._secrets.items() if name != HUB_TOKEN},
+                output=self._output,
+            )
 
     def _image(
         self, runtime: RuntimeImage, weights: Repository, others: tuple[Repository, ...] = ()

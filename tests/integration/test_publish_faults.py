@@ -39,7 +39,7 @@ from modelbake.lock import LockedFile, LockedModel
 from modelbake.manifest import Manifest
 from modelbake.output import Output
 from modelbake.registry import Registry
-from modelbake.sources import hub_read
+from modelbake.sources import reading
 from modelbake.sources.hub_read import HubReader
 from modelbake.sources.patience import Patience
 from modelbake.stream.lane import Lane
@@ -158,7 +158,7 @@ def layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Layers]:
     monkeypatch.setattr(plans, "OWN_GROUP_BYTES", 100_000)
-    monkeypatch.setattr(hub_read, "_PIECE", 1 << 14)  # what of a piece has come is read again
+    monkeypatch.setattr(reading, "_PIECE", 1 << 14)  # what of a piece has come is read again
     hub, token, locked = hub_of_shards
     hub.faults.clear()
     hub.reset_log()
