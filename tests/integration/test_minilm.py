@@ -17,7 +17,6 @@ pytestmark = pytest.mark.engine
 TEXTS = ["hello", "The weights are in the image.", "Ein längerer Satz, mit Umlauten: äöü.", "数字 42"]
 
 
-@pytest.mark.promise("run-time")
 def test_the_pulled_image_gives_the_models_own_embeddings(world: World) -> None:
     sentence_transformers = pytest.importorskip(
         "sentence_transformers", reason="`make test` installs requirements/reference.txt"
