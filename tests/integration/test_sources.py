@@ -114,8 +114,9 @@ def test_what_was_replaced_after_the_lock(world: World, shelf: Shelf) -> None:
 
 
 def test_an_approval_that_was_withdrawn_stops_the_next_version(
-    world: World, files: dict[str, bytes], tmp_path: Path, s3_server: S3Server
+    world: World, tmp_path: Path, s3_server: S3Server
 ) -> None:
+    files = {"config.json": b'{"kind": "tiny"}\n', "model.safetensors": secrets.token_bytes(1000)}
     shelf = sagemaker_shelf(world, files, tmp_path, s3_server)
     world.environment |= shelf.environment
     world.secrets |= shelf.secrets
