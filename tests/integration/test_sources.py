@@ -113,6 +113,7 @@ def test_what_was_replaced_after_the_lock(world: World, shelf: Shelf) -> None:
     assert "agrees" in world.build_py("lock", "--check").ok().err
 
 
+@pytest.mark.skipif(not full(), reason="six commands of some seconds each; `make sources` runs it")
 def test_an_approval_that_was_withdrawn_stops_the_next_version(
     world: World, tmp_path: Path, s3_server: S3Server
 ) -> None:
