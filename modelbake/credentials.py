@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import unquote
@@ -63,8 +64,10 @@ class Redactor:
     """Replaces every known secret in a text by `***`."""
 
     def __init__(self, secrets: Iterable[Secret] = ()) -> None:
-        self._values: set[str] = set()
-        self._pattern: re.Pattern[str] | None = None
+        self._adding = threading.Lock()
+        self._values: frozenset[str] = frozenset()
+        # A pattern and the values it is of. It is made when it is needed: a build adds hundreds of addresses.
+        self._made: tuple[frozenset[str], re.Pattern[str] | None] = (self._values, None)
         for secret in secrets:
             self.add(secret)
 
@@ -74,13 +77,19 @@ class Redactor:
         found = {unquote(word) for word in _URL_PASSWORD.findall(text)} | set(_URL_PASSWORD.findall(text))
         if "\n" not in text:
             found.add(text)
-        self._values.update(value for value in found if len(value) >= _SHORTEST_REDACTED)
-        longest_first = sorted(self._values, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        with self._adding:
+            longer = {value for value in found if len(value) >= _SHORTEST_REDACTED}
+            if longer - self._values:
+                self._values |= longer
 
     def __call__(self, text: str) -> str:
         """Return the text with every known secret masked."""
-        return self._pattern.sub(_MASK, text) if self._pattern else text
+        values, (of, pattern) = self._values, self._made
+        if of is not values:
+            longest_first = sorted(values, key=len, reverse=True)
+            pattern = re.compile("|".join(map(re.escape, longest_first)))
+            self._made = values, pattern
+        return pattern.sub(_MASK, text) if pattern else text
 
 
 def hub_token(environ: Mapping[str, str] | None = None) -> Secret | None:

@@ -19,7 +19,7 @@ from modelbake.lockfile import decode_lock, encode_lock, exclusively, read_lock,
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
-    from modelbake.config import Config, ModelSpec
+    from modelbake.config import Config, ModelSpec, SourceSpec
 
 __all__ = [
     "Conversion",
@@ -130,7 +130,23 @@ def intent_changes(spec: ModelSpec, locked: LockedModel, converter: str = "") ->
             for key in ("source", "hub", "revision", "into", "include", "exclude")
             if getattr(have, key) != getattr(wanted, key)
         ]
+        changes += [f"{where}{'.' if where else ''}files {change}" for change in _given_changes(want, have)]
     return changes + conversion_changes(spec, locked, converter)
+
+
+def _given_changes(want: SourceSpec, have: LockedSource) -> list[str]:
+    """Return how the sha256 that models.yaml gives of a web server's files differ from the locked ones."""
+    if want.kind != "https":
+        return []
+    from modelbake.sources.selecting import is_selected
+
+    given = {path: sha256 for path, sha256 in want.files.items() if is_selected(path, want)}
+    locked = {have.path_there(file): file.sha256 for file in have.files}
+    return [
+        f"{shown(path)} was {locked.get(path, 'not there')}, is {given.get(path, 'not there')}"
+        for path in sorted(given.keys() | locked.keys())
+        if given.get(path) != locked.get(path)
+    ]
 
 
 def require_locked(spec: ModelSpec, lock: Lock, converter: str = "") -> LockedModel:

@@ -100,6 +100,12 @@ def write_lock(path: Path, lock: Lock) -> bool:
         DiskFull: there is no room for it; what was there stays.
     """
     content = encode_lock(lock)
+    if len(content) > MAX_FILE_BYTES:
+        raise LockError(
+            f"would be larger than {MAX_FILE_BYTES:,} bytes",
+            subject=str(path),
+            hint="take fewer files: `include`, `exclude`, a longer prefix; or more than one models.yaml",
+        )
     decode_lock(content, subject=str(path))  # a file that we would refuse to read must not come into being
     try:
         target = path.resolve()  # a link stays a link

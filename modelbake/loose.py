@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _LARGEST_POINTER = 1024  # bytes, by the specification of Git LFS
 _THREADS = 2  # files hashed at the same time; a disk that turns would not like more
 _SAME_SIZE = 0.02  # how much two formats of the same tensors differ by their headers
+_ASIDE = (".git", ".cache")  # folders that are no part of a model
 _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFIFO: "a pipe",
@@ -84,7 +85,7 @@ def list_folder(folder: Path) -> list[LooseFile]:
 
     for name, folders, names in os.walk(folder, onerror=refuse):
         here = Path(name)
-        folders[:] = sorted(each for each in folders if each not in (".git", ".cache"))
+        folders[:] = sorted(each for each in folders if each not in _ASIDE)
         for each in folders:
             if (here / each).is_symlink():
                 raise _link(here / each)
@@ -92,6 +93,27 @@ def list_folder(folder: Path) -> list[LooseFile]:
     if not found:
         raise UsageError("holds no files", subject=str(folder))
     return sorted(found, key=lambda file: file.path)
+
+
+def not_taken(folder: Path, taken: Collection[str]) -> list[str]:
+    """Return what lies in a folder now and is none of the files `taken`, by path; asked before it is deleted.
+
+    A folder of which `list_folder` lists nothing (`.git`, `.cache`) is one entry, with a slash at its end.
+    Raises UsageError.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable(Path(error.filename or folder), error) from error
+
+    found: list[str] = []
+    for name, folders, names in os.walk(folder, onerror=refuse):
+        here = Path(name).relative_to(folder)
+        aside = [each for each in folders if each in _ASIDE]
+        links = [each for each in folders if each not in _ASIDE and Path(name, each).is_symlink()]
+        folders[:] = [each for each in folders if each not in _ASIDE]
+        found += [f"{(here / each).as_posix()}/" for each in aside]
+        found += [(here / each).as_posix() for each in (*links, *names)]
+    return sorted(path for path in found if path not in taken)
 
 
 def hash_files(

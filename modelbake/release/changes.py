@@ -8,7 +8,7 @@ from typing import Any
 from modelbake.comparison import Image, compare
 from modelbake.figures import shown
 from modelbake.history import Version
-from modelbake.plan import LABEL_PREFIX, LOCK_LABEL
+from modelbake.plan import ADDED_LABEL, LABEL_PREFIX, LOCK_LABEL
 from modelbake.regression import change
 from modelbake.tables import printable
 
@@ -45,6 +45,8 @@ def _weights(before: Mapping[str, str], now: Mapping[str, str]) -> str:
         parts.append(f"{before.get(_SOURCE) or '-'} -> {now.get(_SOURCE) or '-'}")
     if before.get(_COMMIT) != now.get(_COMMIT):
         parts.append(f"commit {_short(before.get(_COMMIT))} -> {_short(now.get(_COMMIT))}")
+    if before.get(ADDED_LABEL) != now.get(ADDED_LABEL):
+        parts.append(f"added {before.get(ADDED_LABEL) or '-'} -> {now.get(ADDED_LABEL) or '-'}")
     return f"weights: {', '.join(parts)}"
 
 

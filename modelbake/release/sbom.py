@@ -107,7 +107,7 @@ def _model(model: str, version: str, baked: Mapping[str, Any]) -> Iterator[Compo
     owner, slash, name = source.removeprefix("hf://").partition("/")
     if source.startswith("hf://") and slash and commit:
         purl = PackageURL("huggingface", owner, name, commit)
-    notes = {"source": source, "commit": commit, "lock": lock}
+    notes = {"source": source, "commit": commit, "lock": lock, "added": ", ".join(_added(baked))}
     yield Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
         name=model,
@@ -117,6 +117,14 @@ def _model(model: str, version: str, baked: Mapping[str, Any]) -> Iterator[Compo
         properties=[Property(name=_PROPERTY + key, value=text) for key, text in notes.items() if text],
         components=[_file(each) for each in files],
     )
+
+
+def _added(baked: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the further sources of a model, each with its commit and its folder."""
+    listed = baked.get("added")
+    for each in listed if isinstance(listed, list) else []:
+        if isinstance(each, dict):
+            yield f"{each.get('source')}@{each.get('commit')} in {each.get('into')}"
 
 
 def _file(facts: Mapping[str, Any]) -> Component:

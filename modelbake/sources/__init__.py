@@ -154,6 +154,18 @@ class ModelReader:
         return InnerReader(locked, open_store(locked).reader(self._stop))
 
 
+def require_approved(locked: LockedModel) -> None:
+    """Ask for each source that somebody has to approve whether that still stands. Raises SourceError.
+
+    Who reads it asks anyway; layers that a registry has already are not read.
+    """
+    for source in locked.sources:
+        if source.kind == "sagemaker":
+            from modelbake.sources.kinds import open_store
+
+            open_store(source).close()
+
+
 def reader_for(locked: LockedModel, token: Secret | None, stop: threading.Event) -> Reader:
     """Return what reads the locked files of a model. `stop`: set to end all reading."""
     return ModelReader(locked, token, stop)

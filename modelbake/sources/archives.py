@@ -69,7 +69,7 @@ class Archive:
         """
         with closing(self._begin()) as passing, self._translated():
             for info in passing.headers():
-                self._offsets.setdefault(_name(info), info.offset)
+                self._come_by(info)
                 if _is_file(info):
                     yield Member(_name(info), info.size)
                 elif others and not info.isdir():
@@ -101,7 +101,7 @@ class Archive:
         try:
             with self._translated():
                 for info in passing.headers():
-                    self._offsets.setdefault(_name(info), info.offset)
+                    self._come_by(info)
                     if _name(info) == member.path and _is_file(info):
                         break
                 else:
@@ -121,6 +121,10 @@ class Archive:
             passing.close()
             raise
         self._keep(passing)
+
+    def _come_by(self, info: tarfile.TarInfo) -> None:
+        if _is_file(info):  # folders and links are not read, and there may be any number of them
+            self._offsets.setdefault(_name(info), info.offset)
 
     def _take(self, path: str) -> _Pass:
         """Return the pass that has the least to skip before a member."""
@@ -215,6 +219,7 @@ class _Pass:
                     subject=self._subject,
                     hint="pack it anew, with names relative to the model's folder",
                 )
+            self._tar.members.clear()  # type: ignore[attr-defined]  # else it remembers every one of them
             yield info
         # tarfile takes a block that is no header for the end; the end is empty, or of zeros.
         if self._forward.last.strip(b"\0"):

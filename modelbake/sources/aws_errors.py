@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from botocore import exceptions as sdk
+from botocore.parsers import ResponseParserError
 
 from modelbake.errors import RevisionNotFound, SourceAuthError, SourceError, SourceNotFound, SourceUnavailable
 from modelbake.trust import VARIABLE
@@ -61,6 +62,12 @@ def translated(subject: str, *, rights: str) -> Iterator[None]:
             f"the server does not answer ({type(error).__name__})",
             subject=subject,
             hint="is it up, and reachable from here (DNS, firewall, HTTPS_PROXY)? Is the region right?",
+        ) from error
+    except (ResponseParserError, KeyError) as error:
+        raise SourceError(
+            f"the server answers something that S3 does not ({type(error).__name__})",
+            subject=subject,
+            hint="is `endpoint` the address of another service?",
         ) from error
     except (sdk.BotoCoreError, ValueError, OSError) as error:
         raise SourceError(

@@ -87,8 +87,19 @@ class FileStore:
 
         if not self._folder.exists():  # see open_target
             return
-        for folder, folders, names in os.walk(self._folder, onerror=refuse):
+        above = {str(self._folder): frozenset({os.path.realpath(self._folder)})}
+        for folder, folders, names in os.walk(self._folder, onerror=refuse, followlinks=True):
             folders[:] = sorted(name for name in folders if name != ".git")
+            within = above.pop(folder)
+            for name in folders:
+                inner = str(Path(folder, name))
+                if (real := os.path.realpath(inner)) in within:
+                    raise SourceError(
+                        f"{shown(inner)} is a link to a folder that it lies in",
+                        subject=self.subject,
+                        hint="take the link away",
+                    )
+                above[inner] = within | {real}
             for name in sorted(names):
                 path = Path(folder, name)
                 below = path.relative_to(self._folder).as_posix()

@@ -7,6 +7,7 @@ Source: https://mlflow.org/docs/latest/api_reference/rest-api.html
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from modelbake.sources.store import AddressedStore
 from modelbake.weightpath import shown
 
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _STAGES = ("staging", "production", "archived", "none")
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
@@ -92,6 +94,10 @@ class Tracking(AddressedStore):
         files = said.get("files", [])
         return files if isinstance(files, list) else []
 
+    def ask(self, address: Address, headers: Mapping[str, str]) -> Answer:
+        """Return an answer, whatever its status. See Asker."""
+        return self._asker.ask(address, headers)
+
     def artifact_url(self, quoted: str) -> str:
         """Return the URL of an artifact that the server serves itself."""
         return f"{self.server}{ARTIFACTS}/{quoted}"
@@ -132,7 +138,7 @@ class Tracking(AddressedStore):
     def _version(self, said: Any) -> ModelVersion:
         facts = said if isinstance(said, dict) else {}
         number, created = str(facts.get("version", "")), str(facts.get("creation_timestamp", ""))
-        if not (number.isascii() and number.isdecimal() and created.isascii() and created.isdecimal()):
+        if not (_NUMBER.fullmatch(number) and _NUMBER.fullmatch(created)):
             raise self._no_mlflow("a model version without number or time")
         return ModelVersion(number, created, str(facts.get("status", "READY")))
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote, unquote, urlsplit
 
 from modelbake.errors import RevisionNotFound, SourceError
+from modelbake.locked import LockedFile
 from modelbake.sources.mlflow_api import ARTIFACTS, Tracking
 from modelbake.sources.reading import Address
 from modelbake.sources.store import AddressedStore, StoredFile
+from modelbake.sources.web import size_of
 from modelbake.sourceuri import SOURCE
 from modelbake.weightpath import MAX_PARTS, shown
 
-if TYPE_CHECKING:
-    from modelbake.locked import LockedFile
+_SIZE = re.compile(r"[0-9]{1,18}")
 
 
 class ServedArtifacts(AddressedStore):
@@ -42,13 +44,28 @@ class ServedArtifacts(AddressedStore):
                     if path.count("/") < MAX_PARTS:
                         folders.append(path)
                     continue
-                size = str(each.get("file_size") or 0)
-                yield StoredFile(path, int(size) if size.isdecimal() else 0, "")
+                yield StoredFile(path, self._size_of(each, path), "")
 
     def address(self, file: LockedFile) -> Address:
         """See Store."""
         path = "/".join(filter(None, (self._root, file.path)))
         return Address(self._tracking.artifact_url(quote(path)), self._tracking.login, own=True)
+
+    def _size_of(self, listed: Mapping[str, Any], path: str) -> int:
+        """Return the bytes of a file. None are listed of an empty one, and where the store says none."""
+        said = str(listed.get("file_size") or "")
+        if _SIZE.fullmatch(said):
+            return int(said)
+        address = self.address(LockedFile(path, 0, ""))
+        answer = self._tracking.ask(address, {"range": "bytes=0-0"})
+        if answer.status == 416:  # an empty file has no first byte
+            return 0
+        if (size := size_of(answer)) is None:
+            raise SourceError(
+                f"the MLflow server does not say how large {shown(path)} is ({answer.status})",
+                subject=self.subject,
+            )
+        return size
 
     def refuse(self, file: LockedFile, status: int, headers: Mapping[str, str]) -> NoReturn:
         """Raise what an answer to a request for a file means."""

@@ -36,6 +36,7 @@ _UPLOAD_RIGHTS = "s3:PutObject and s3:AbortMultipartUpload"
 _GOOD_FOR = 3 * 60 * 60  # seconds that an address lasts, if the credentials it is signed with do
 _AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".amazonaws.eu", ".api.aws")
 _MD5 = re.compile(r'"[0-9a-f]{32}"')
+_LISTED = frozenset({"Key", "Size", "ETag"})  # what S3 says of every object
 _SMALLEST_PART, _MOST_PARTS = 16 << 20, 9_000  # S3 takes 10,000 parts
 
 
@@ -86,8 +87,8 @@ class S3Store(AddressedStore):
         )
         with translated(f"{self.subject}: {shown(path)}", rights=RIGHTS):
             head = self._client.head_object(**where)
-        found = self._stored(path, {**head, "Size": head["ContentLength"]})
-        return (replace(found, version=version) if version else found), _quoted(head["ETag"])
+            found = self._stored(path, {**head, "Size": head["ContentLength"]})
+            return (replace(found, version=version) if version else found), _quoted(head["ETag"])
 
     def address(self, file: LockedFile) -> Address:
         """Return a signed address of one version. See Store."""
@@ -144,6 +145,8 @@ class S3Store(AddressedStore):
                 page, listed = next(pages, {}), "Contents"
             while page:
                 for entry in page.get(listed, ()):
+                    if missing := _LISTED - entry.keys():
+                        raise KeyError(*missing)
                     if entry.get("IsLatest", True):
                         yield entry
                 if time.monotonic() > deadline:

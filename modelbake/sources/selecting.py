@@ -51,6 +51,13 @@ def select_files(files: Sequence[_File], spec: SourceSpec | LockedSource, subjec
     return chosen
 
 
+def is_selected(path: str, spec: SourceSpec | LockedSource) -> bool:
+    """Tell whether `select_files` takes a path."""
+    is_of_git = any(part.startswith(".git") for part in path.split("/"))
+    included = not spec.include or matches(path, spec.include)
+    return included and not is_of_git and not matches(path, spec.exclude)
+
+
 def matches(path: str, patterns: Sequence[str]) -> bool:
     """Tell whether a pattern takes a path, by a hub's rules: `*` crosses `/`, a folder's name ends in `/`."""
     return any(fnmatchcase(path, f"{each}*" if each.endswith("/") else each) for each in patterns)

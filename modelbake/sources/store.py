@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 MOST_FILES = 100_000
 _THREADS = 4  # objects of one source read at the same time
 _LARGEST_CONFIGURATION = 1024 * 1024  # bytes; a larger config.json is hashed, and not looked into
+_CONTENT = re.compile(r"sha256:[0-9a-f]{64}")  # a version that is of the file's own bytes
 _HASHES: Mapping[str, Callable[[], Any]] = {
     "sha256": hashlib.sha256,
     "sha1": lambda: hashlib.sha1(usedforsecurity=False),
@@ -172,7 +174,12 @@ class StoreSource:
         there = [(locked.path_there(file), file.size, file.version) for file in locked.files]
         if snapshot(there) != locked.commit:
             return [f"the files of {locked.source} are not those that its commit names"]
-        return []
+        named = {file.path: file.version.removeprefix("sha256:") for file in locked.files}
+        return [
+            f"{shown(file.path)} has the sha256 {file.sha256} here, and its version says {named[file.path]}"
+            for file in locked.files
+            if _CONTENT.fullmatch(file.version) and named[file.path] != file.sha256
+        ]
 
     def reach(self, spec: SourceSpec) -> None:
         """Ask for the first byte of one of the objects: listing is allowed to more people than reading."""

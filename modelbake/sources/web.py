@@ -88,13 +88,13 @@ class WebStore(AddressedStore):
     def _stored(self, path: str) -> StoredFile:
         address = Address(self._url(path), self._login, own=True)
         answer = self._asker.ask(address, method="HEAD")
-        size = _size_of(answer)
+        size = size_of(answer)
         if size is None and answer.status not in _FINAL:
             # Who signs addresses signs them for GET; others do not know HEAD, or a length without a body.
             answer = self._asker.ask(address, {"range": "bytes=0-0"})
             if answer.status == 416:  # an empty file has no first byte
                 answer = self._asker.ask(address)
-            size = _size_of(answer)
+            size = size_of(answer)
         if size is None:
             if answer.status in (200, 206):
                 raise SourceError(f"the server does not say how large {shown(path)} is", subject=self.subject)
@@ -128,7 +128,7 @@ class WebStore(AddressedStore):
         raise SourceError(f"the server answers {status} for {shown(path)}", subject=self.subject)
 
 
-def _size_of(answer: Answer) -> int | None:
+def size_of(answer: Answer) -> int | None:
     """Return the bytes of a file as the answer to a request for it, or for its first byte, says them."""
     if "content-encoding" in answer.headers and answer.headers["content-encoding"] != "identity":
         return None

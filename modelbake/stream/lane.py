@@ -28,6 +28,7 @@ from modelbake.parallel import parallel, pausing
 from modelbake.plan import BuildPlan
 from modelbake.registry import Registry
 from modelbake.schema import RUNTIMES_REPOSITORY, WEIGHTS_REPOSITORY
+from modelbake.sources import require_approved
 from modelbake.stream.assembly import RuntimeImage, choose_order
 from modelbake.stream.forecast import Facts
 from modelbake.stream.identity import is_of_plan, plan_digest_of
@@ -152,6 +153,7 @@ class Lane:
             )
             self._release.retake_goldens(released)
             return self._release.reference(released)
+        require_approved(plan.locked)
         runtime = self.find_runtime()
         require_room(weights_spec(plan, runtime), self._registry.host)
         require_budget(plan.spec, plan.locked.size, runtime.size if runtime else None)
@@ -225,6 +227,7 @@ class Lane:
 
     def write_layout(self, folder: Path) -> str:
         """Write the image to an OCI layout; return `oci:DIR@sha256:...`."""
+        require_approved(self._plan.locked)
         runtime = self.find_runtime()
         require_budget(self._plan.spec, self._plan.locked.size, runtime.size if runtime else None)
         runtime = runtime or self._build_runtime(None)

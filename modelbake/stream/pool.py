@@ -84,6 +84,8 @@ class LayerPool:
             finally:
                 del self._listening[task.ticket]
             if isinstance(result, LayerFailure):
+                if result.worker:  # "here" is there
+                    result.error.message += f" (on the worker {shown(result.worker)})"
                 raise result.error
             told(group.size)
         for verified in result.verified:

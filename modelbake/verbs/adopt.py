@@ -113,14 +113,17 @@ def _warn(adoption: Adoption, git: GitState | None, output: Output) -> None:
 
 def _conclude(adoption: Adoption, git: GitState | None, output: Output) -> None:
     """Say what may be deleted, and what does not go away with it."""
+    from modelbake.loose import not_taken
     from modelbake.tracked import removal_steps
 
     spec, count = adoption.spec, len(adoption.files)
     size = sum(file.size for file in adoption.files)
-    if adoption.left_out:
+    # Asked again: somebody may have put another file there since the folder was listed.
+    left = tuple(not_taken(adoption.folder, {file.path for file in adoption.files}))
+    if left:
         may = (
             f"These may be deleted now: {_some(tuple(file.path for file in adoption.files))}. Not uploaded,"
-            f" and nowhere but in {adoption.folder}: {_some(adoption.left_out)}"
+            f" and nowhere but in {adoption.folder}: {_some(left)}"
         )
     else:
         may = f"{adoption.folder} may be deleted now"
@@ -132,7 +135,7 @@ def _conclude(adoption: Adoption, git: GitState | None, output: Output) -> None:
         source=spec.source,
         files=count,
         bytes=size,
-        left_out=list(adoption.left_out),
+        left_out=list(left),
     )
     ours = [file.path for file in adoption.files]
     if git is not None and (steps := removal_steps(git.only(ours))):

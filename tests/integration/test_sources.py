@@ -17,6 +17,7 @@ from tests.integration.test_publish import tree_of
 from tests.integration.web_shelves import WEB_SERVERS, WEB_SHELVES
 from tests.integration.world import World
 from tests.promises import full
+from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.engine
 
@@ -110,6 +111,25 @@ def test_what_was_replaced_after_the_lock(world: World, shelf: Shelf) -> None:
         assert world.version_tags() == [], "nothing half-published"
     world.build_py("lock").ok()
     assert "agrees" in world.build_py("lock", "--check").ok().err
+
+
+@pytest.mark.skipif(not full(), reason="six commands of some seconds each; `make sources` runs it")
+def test_an_approval_that_was_withdrawn_stops_the_next_version(
+    world: World, tmp_path: Path, s3_server: S3Server
+) -> None:
+    files = {"config.json": b'{"kind": "tiny"}\n', "model.safetensors": secrets.token_bytes(1000)}
+    shelf = sagemaker_shelf(world, files, tmp_path, s3_server)
+    world.environment |= shelf.environment
+    world.secrets |= shelf.secrets
+    world.models(tiny=shelf.entry)
+    world.build_py("lock").ok()
+    world.build_py("publish", "tiny", "--candidate").ok()
+    world.models(tiny={**shelf.entry, "version": "1.0.1"})
+    s3_server.approve(shelf.entry["source"].removeprefix("sagemaker:"), "Rejected")
+    refused = world.build_py("publish", "tiny", "--candidate")  # the registry has all of its weights
+    assert refused.code != 0 and "is not approved" in refused.err, refused.err
+    s3_server.approve(shelf.entry["source"].removeprefix("sagemaker:"))
+    world.build_py("publish", "tiny", "--candidate").ok()
 
 
 def test_models_that_differ_in_an_adapter_share_all_else(world: World, tmp_path: Path) -> None:

@@ -159,6 +159,30 @@ def test_a_pickle_is_taken_where_the_user_says_so(desk: Desk, words: list[str], 
     assert f"{desk.path}/llama may be deleted now" in done.stderr
 
 
+def test_a_repository_in_the_folder_is_not_given_up(desk: Desk) -> None:
+    (desk.path / "llama/consolidated.00.pth").unlink()
+    subprocess.run(["git", "init", "-q", "llama"], cwd=desk.path, check=True)
+    done = desk.adopt()
+    assert done.returncode == 0, done.stderr
+    assert "may be deleted now: model.safetensors. Not uploaded" in done.stderr
+    assert f"nowhere but in {desk.path}/llama: .git/" in done.stderr
+
+
+def test_a_file_that_comes_while_others_are_uploaded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from modelbake import adopting
+
+    read_back = adopting._read_back
+
+    def meanwhile(*arguments: object) -> object:
+        desk.put({"model-00002.safetensors": b"the only copy"})
+        return read_back(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(adopting, "_read_back", meanwhile)
+    done = desk.adopt("--allow-pickle", "consolidated.00.pth")
+    assert done.returncode == 0, done.stderr
+    assert f"nowhere but in {desk.path}/llama: model-00002.safetensors" in done.stderr
+
+
 def test_into_a_hub_that_has_no_such_repository(desk: Desk) -> None:
     desk.put({"config.json": b"{}", "sub/empty.txt": b"", "vocab.txt": b"a\nb\n" * 5000})
     hub = "hf://team/llama"

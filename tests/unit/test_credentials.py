@@ -75,3 +75,12 @@ def test_a_named_token_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> N
         hub_token({"HF_TOKEN_PATH": str(tmp_path / "absent")})
     with pytest.raises(UsageError, match="IsADirectoryError"):
         hub_token({"HF_TOKEN_PATH": str(tmp_path)})
+
+
+@pytest.mark.promise("token-leak")
+def test_what_is_learned_later_is_masked_too() -> None:
+    redact = Redactor([Secret("first-secret")])
+    assert redact("first-secret second-secret") == "*** second-secret"
+    redact.add(Secret("second-secret"))
+    redact.add(Secret("first-secret"))
+    assert redact("first-secret second-secret") == "*** ***"

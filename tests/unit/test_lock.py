@@ -18,6 +18,7 @@ from modelbake.lock import (
     Lock,
     LockedFile,
     LockedModel,
+    LockedSource,
     comparable,
     config_drift,
     decode_lock,
@@ -111,6 +112,17 @@ class TestFile:
         write_lock(path, make_lock(make_locked(make_spec("other"))))
         assert path.is_symlink() and real.stat().st_mode & 0o777 == 0o664
         assert sorted(item.name for item in tmp_path.iterdir()) == ["models.lock", "real.lock"]
+
+    def test_a_lock_that_nobody_would_read_is_not_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, content = tmp_path / "models.lock", encode_lock(make_lock())
+        monkeypatch.setattr("modelbake.lockfile.MAX_FILE_BYTES", len(content) - 1)
+        with pytest.raises(LockError, match="would be larger"):
+            write_lock(path, make_lock())
+        assert not path.exists()
+        monkeypatch.setattr("modelbake.lockfile.MAX_FILE_BYTES", len(content))
+        assert write_lock(path, make_lock()) and read_lock(path) == make_lock()
 
     def test_a_failed_write_leaves_the_old_content(self, tmp_path: Path) -> None:
         path = tmp_path / "models.lock"
@@ -494,3 +506,30 @@ class TestUpdate:
             replace(locked.files[0], sha256="cd" * 32),
         ):
             assert replace(locked, files=(changed, locked.files[1])).digest != locked.digest
+
+
+def test_the_sha256_that_models_yaml_gives_are_part_of_what_is_locked() -> None:
+    other = "cd" * 32
+
+    def asked(**files: str) -> ModelSpec:
+        return make_spec("web", source="https://files.example.com/web/", files=files, exclude=["left-out"])
+
+    spec = asked(a=SHA, b=SHA, **{"left-out": other})
+    locked = make_locked(spec, LockedFile("a", 1, SHA, '"1"'), LockedFile("b", 1, SHA, '"2"'))
+    lock = make_lock(locked)
+    assert require_locked(spec, lock) == locked and config_drift(make_config(spec), lock) == []
+    for wanted, said in (
+        (asked(a=SHA, b=other), f"files b was {SHA}, is {other}"),
+        (asked(a=SHA), f"files b was {SHA}, is not there"),
+        (asked(a=SHA, b=SHA, c=other), f"files c was not there, is {other}"),
+    ):
+        with pytest.raises(LockDrift, match=said):
+            require_locked(wanted, lock)
+        assert [said in str(drift) for drift in config_drift(make_config(wanted), lock)] == [True]
+    added = make_spec("web", add=({"source": spec.source, "files": {"a": SHA}, "into": "x"},))
+    parts = [LockedSource.at(added.sources[0], COMMIT, [LockedFile("config.json", 2, SHA)])]
+    parts += [LockedSource.at(added.sources[1], COMMIT, [LockedFile("a", 1, SHA, '"1"')])]
+    assert require_locked(added, make_lock(LockedModel.join(parts)))
+    parts[1] = LockedSource.at(added.sources[1], COMMIT, [LockedFile("a", 1, other, '"1"')])
+    with pytest.raises(LockDrift, match=rf"add\[0\]\.files a was {other}, is {SHA}"):
+        require_locked(added, make_lock(LockedModel.join(parts)))

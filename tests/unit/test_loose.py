@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelbake.errors import UsageError
-from modelbake.loose import duplicates, hash_files, list_folder
+from modelbake.loose import duplicates, hash_files, list_folder, not_taken
 
 
 def _socket(folder: Path) -> None:
@@ -57,6 +57,19 @@ def test_files_with_sizes_and_sha256_by_path(folder: Path) -> None:
         "a.bin": "41edece42d63e8d9bf515a9ba6932e1c20cbc9f5a5d134645adb5db1b9737ea3",
         "sub/b.txt": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     }
+
+
+def test_what_else_lies_in_a_folder_is_told(folder: Path) -> None:
+    files = [file.path for file in list_folder(folder)]
+    assert not_taken(folder, files) == []
+    (folder / ".git/objects").mkdir(parents=True)
+    (folder / "sub/.cache").mkdir()
+    (folder / "sub/late.bin").write_bytes(b"x")
+    (folder / "link").symlink_to("sub", target_is_directory=True)
+    (folder / "dangling").symlink_to("nothing")
+    expected = [".git/", "dangling", "link", "sub/.cache/", "sub/late.bin"]
+    assert not_taken(folder, files) == expected
+    assert not_taken(folder, []) == sorted([*expected, *files])
 
 
 @pytest.mark.parametrize("what", ODD)

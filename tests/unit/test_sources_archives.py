@@ -188,3 +188,13 @@ def test_random_damage_is_an_error_or_other_bytes_and_never_a_traceback() -> Non
                 assert not member.path.startswith("/")
         except SourceError:
             pass
+
+
+def test_any_number_of_folders_is_not_remembered() -> None:
+    entries = [entry(f"d{number}/", kind=tarfile.DIRTYPE) for number in range(2000)]
+    archive = Origin(tar([*entries, entry("a", b"1")])).archive
+    assert [member.path for member in archive.members()] == ["a"]
+    assert set(archive._offsets) == {"a"}
+    assert b"".join(archive.read(Member("a", 1))) == b"1"
+    with archive._at(Member("a", 1)) as passing:
+        assert passing._tar is not None and len(passing._tar.members) <= 1  # type: ignore[attr-defined]

@@ -160,6 +160,30 @@ def test_a_list_that_leads_astray(name: Any) -> None:
             ask(web)
 
 
+def test_a_file_without_a_size_is_empty_only_if_it_is() -> None:
+    with served() as web:
+        say(web, "mlflow-artifacts/artifacts", {"files": [{"path": "a b.bin"}]})
+        assert [file.size for file in ask(web)] == [3]
+        web.files["api/2.0/mlflow-artifacts/artifacts/1/a b.bin"] = b""
+        assert [file.size for file in ask(web)] == [0]
+        del web.files["api/2.0/mlflow-artifacts/artifacts/1/a b.bin"]
+        with pytest.raises(SourceError, match=r"how large a b\.bin is \(404\)"):
+            ask(web)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "-1", "1.5", "٣"])
+def test_numbers_that_are_none(number: str) -> None:
+    with served() as web:
+        version = {"version": number, "creation_timestamp": 5, "status": "READY"}
+        say(web, "mlflow/model-versions/get", {"model_version": version})
+        with pytest.raises(SourceError, match="without number or time"):
+            ask(web)
+    with served() as web:
+        listed = {"files": [{"path": "a b.bin", "is_dir": False, "file_size": number}]}
+        say(web, "mlflow-artifacts/artifacts", listed)
+        assert [file.size for file in ask(web)] == [3], "it is asked for then"
+
+
 def test_folders_without_end() -> None:
     with served() as web:
         say(web, "mlflow-artifacts/artifacts", {"files": [{"path": "deeper", "is_dir": True}]})

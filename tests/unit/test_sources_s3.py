@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from botocore import exceptions as sdk
+from botocore.parsers import ResponseParserError
 
 from modelbake.config import SourceSpec
 from modelbake.errors import (
@@ -24,7 +26,8 @@ from modelbake.errors import (
     SourceUnavailable,
     UsageError,
 )
-from modelbake.locked import LockedFile
+from modelbake.locked import LockedFile, LockedModel, LockedSource
+from modelbake.sources import require_approved as require_all_approved
 from modelbake.sources.aws import client
 from modelbake.sources.aws_errors import translated
 from modelbake.sources.kinds import open_store
@@ -33,6 +36,7 @@ from modelbake.sources.s3_objects import OneObject, PackedStore
 from modelbake.sources.sagemaker import PENDING, place_of, require_approved
 from modelbake.trust import VARIABLE
 from tests.servers.hub_certificate import make_certificate
+from tests.servers.web import WebServer
 
 SECRET = "canaryCANARYcanaryCANARYcanaryCANARYcana"
 
@@ -84,6 +88,8 @@ def refused(code: str, status: int = 400, message: str = "no") -> sdk.ClientErro
         (sdk.ParamValidationError(report="bucket"), SourceError, "bucket"),
         (ValueError("Invalid endpoint: x"), SourceError, "endpoint"),
         (FileNotFoundError(2, "no such file", "ca.pem"), SourceError, "ca.pem"),
+        (ResponseParserError("Unable to parse response"), SourceError, "another service"),
+        (KeyError("ETag"), SourceError, "another service"),
     ],
 )
 def test_errors_of_the_sdk_are_ours(error: Exception, kind: type[SourceError], said: str) -> None:
@@ -160,6 +166,24 @@ def test_authorities_of_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv(VARIABLE, str(tmp_path / "bad.pem"))
     with pytest.raises(UsageError, match=r"bad\.pem"):
         client("s3", "here")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"<html><p>Log in<br></html>", "busy"),  # to the SDK a page with 200 is an error of the server's
+        (
+            b"<ListVersionsResult><Version><Key>a/x</Key></Version></ListVersionsResult>",
+            "another service",
+        ),
+    ],
+)
+def test_an_endpoint_that_is_another_service(answer: bytes, said: str) -> None:
+    with WebServer({"bucket": answer}) as web:
+        store = open_store(SourceSpec(name="m", source="s3://bucket/a", server=web.url))
+        with pytest.raises(SourceError, match=said) as caught:
+            list(store.listing())
+        assert SECRET not in str(caught.value)
 
 
 class NoBucket(BaseHTTPRequestHandler):
@@ -273,3 +297,34 @@ def test_packages_of_another_shape(package: dict[str, Any], said: str) -> None:
     with pytest.raises(SourceError, match=said) as caught:
         place_of(package, "here")
     assert "s3://bucket/prefix" in str(caught.value)
+
+
+class Registry(BaseHTTPRequestHandler):
+    """SageMaker's registry with one package, whose status the test sets."""
+
+    status = "Approved"
+
+    def do_POST(self) -> None:
+        body = json.dumps({**described(source("S3Prefix", "None")), "ModelApprovalStatus": self.status})
+        self.send_response(200)
+        self.send_header("content-type", "application/x-amz-json-1.1")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_approval_is_asked_for_where_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    arn = "arn:aws:sagemaker:eu-central-1:123456789012:model-package/pets/1"
+    spec = SourceSpec(name="m", source=f"sagemaker:{arn}")
+    locked = LockedModel.join([LockedSource.at(spec, "0" * 40, [LockedFile("a", 1, "ab" * 32, "V1")])])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", f"http://127.0.0.1:{server.server_port}")
+        require_all_approved(locked)
+        monkeypatch.setattr(Registry, "status", "Rejected")
+        with pytest.raises(SourceGatedError, match="Rejected"):
+            require_all_approved(locked)
+        server.shutdown()

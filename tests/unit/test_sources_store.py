@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,25 @@ class TestFolder:
         (tmp_path / "link").symlink_to("a")  # as a hub's cache has them
         (resolved,) = resolve_all([spec(tmp_path)], Lock(), None)
         assert [file.path for file in resolved.locked.files] == ["a", "link"]
+
+    def test_links_to_folders_are_followed(self, tmp_path: Path) -> None:
+        shared = fill(tmp_path / "shared", {"vocab.json": b"{}"})
+        model = fill(tmp_path / "model", {"a": b"1"})
+        (model / "tokenizer").symlink_to(shared, target_is_directory=True)
+        (resolved,) = resolve_all([spec(model)], Lock(), None)
+        assert [file.path for file in resolved.locked.files] == ["a", "tokenizer/vocab.json"]
+        (shared / "back").symlink_to(model, target_is_directory=True)
+        with pytest.raises(SourceError, match="tokenizer/back is a link to a folder that it lies in"):
+            resolve_all([spec(model)], Lock(), None)
+
+    def test_a_lock_whose_sha256_is_not_that_of_its_version(self, tmp_path: Path) -> None:
+        model = spec(fill(tmp_path, {"a": b"1"}))
+        (resolved,) = resolve_all([model], Lock(), None)
+        (file,) = resolved.locked.files
+        assert compare_all([model], Lock({"m": resolved.locked}), None).edits == {"m": []}
+        edited = replace(resolved.locked, files=(replace(file, sha256="ab" * 32),))
+        (found,) = compare_all([model], Lock({"m": edited}), None).edits["m"]
+        assert found == f"a has the sha256 {'ab' * 32} here, and its version says {file.sha256}"
 
 
 @dataclass

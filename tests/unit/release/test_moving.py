@@ -339,6 +339,10 @@ class TestChanges:
         assert "toolkit: 0.1.0 -> 9.0.0" in lines
         assert any(line.startswith("latency p95: 10 ms -> 20 ms (+100.0%, worse") for line in lines)
         assert any(line.startswith("size: ") for line in lines)
+        added = '["s3://models/legal@0123"]'
+        more = replace(second, labels={**other, "io.modelbake.commit": "a" * 40, "io.modelbake.added": added})
+        weights = changes(HISTORY[3], now, first, more)[1]
+        assert weights == f"weights: lock {'1' * 12} -> {'2' * 12}, added - -> {added}"
         same = changes(HISTORY[3], now, first, replace(first))
         assert f"weights: the same ({'1' * 12})" in same
 

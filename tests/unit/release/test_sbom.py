@@ -12,7 +12,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from modelbake.errors import RegistryError, ReleaseError
 from modelbake.imagetar import UNREADABLE
 from modelbake.release.inventory import Inventory, LayerFiles, inventory_of, read_inventory, read_layer
-from modelbake.release.sbom import make_sbom
+from modelbake.release.sbom import _model, make_sbom
 from tests.servers.upload_registry import UploadRegistry
 from tests.unit.release.conftest import Open
 from tests.unit.release.made import (
@@ -115,6 +115,14 @@ class TestSbom:
         assert {"name": "modelbake:size", "value": str(2 << 20)} in files["model.safetensors"]["properties"]
         (about,) = [each for each in document["dependencies"] if each.get("dependsOn")]
         assert len(about["dependsOn"]) == 5
+
+    def test_further_sources_are_named(self) -> None:
+        added = [{"source": "s3://models/legal", "commit": "ab" * 20, "into": "adapter"}, 5]
+        (model,) = _model("chat", "1.0.0", {**BAKED, "added": added})
+        said = {each.name: each.value for each in model.properties}
+        assert said["modelbake:added"] == f"s3://models/legal@{'ab' * 20} in adapter"
+        (model,) = _model("chat", "1.0.0", BAKED)
+        assert "modelbake:added" not in {each.name for each in model.properties}
 
     def test_the_same_image_gives_the_same_bytes(self) -> None:
         first = make_sbom("minilm", "1.0.0", DIGEST, usual())

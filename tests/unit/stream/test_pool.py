@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from modelbake.errors import ClusterError, Interrupted, ReadBackMismatch, WrongBytes
+from modelbake.errors import ClusterError, Interrupted, ReadBackMismatch, SourceAuthError, WrongBytes
 from modelbake.output import Output
 from modelbake.stream.ahead import Wanted, stream_ahead
 from modelbake.stream.pool import LayerPool, _forward
 from modelbake.stream.publish import WeightsSpec, ensure_layers, recall_layer
-from modelbake.stream.task import LayerResult, stream_layer
+from modelbake.stream.task import LayerFailure, LayerResult, stream_layer
 from modelbake.stream.view import TransferView
 from tests.servers.hub import Fault
 from tests.unit.stream.far import FILES, Far, again, far_away
@@ -170,3 +170,14 @@ def test_one_model_s_error_leaves_the_other_s_layers_alone(far: Far, tmp_path: P
 
 def test_the_function_that_is_sent_is_found_by_name() -> None:
     assert again(stream_layer) is stream_layer
+
+
+def test_whose_failure_it_is_is_said(far: Far) -> None:
+    def fail() -> LayerFailure:
+        return LayerFailure(SourceAuthError("there are no usable AWS credentials", subject="m"), "one")
+
+    with far.repository() as repository:
+        for worker, said in (("one", r"credentials \(on the worker one\)"), ("", "credentials$")):
+            pool = LayerPool(Doing(lambda worker=worker: replace(fail(), worker=worker)), 1)  # type: ignore[misc]
+            with pytest.raises(SourceAuthError, match=said):
+                pool.stream(far.locked, far.group, "none", repository, Said().view, threading.Event())
