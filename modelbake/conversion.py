@@ -43,9 +43,14 @@ def is_convertible(path: str) -> bool:
 
 
 def converted_names(spec: ModelSpec, files: Sequence[str]) -> dict[str, str]:
-    """Return what each file that is converted becomes; nothing for a model without `convert`."""
+    """Return what each file that is converted becomes; nothing for a model without `convert`.
+
+    Only of the model's own files: what is added stays in layers of its own, as it is.
+    """
     if spec.convert == "none":
         return {}
+    added = tuple(f"{each.into}/" for each in spec.add)
+    files = [path for path in files if not path.startswith(added)]
     pickles = [path for path in files if is_convertible(path) and path not in spec.allow_pickle]
     names = {path: _weights_name(path) for path in pickles}
     for path in files:

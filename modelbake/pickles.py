@@ -51,11 +51,10 @@ def pickle_objections(spec: ModelSpec, files: Sequence[str]) -> list[Objection]:
 
 def _refusal(spec: ModelSpec, files: Sequence[str], unasked: Sequence[str]) -> str:
     aside = "" if any(path.endswith(_SAFE) for path in files) else "; there are no safetensors beside"
-    convertible = any(map(is_convertible, unasked))
-    convert = " have it converted with `convert: safetensors`," if convertible else ""
     # What is added to a model has patterns of its own.
     folders = [each.into for each in spec.add if any(path.startswith(f"{each.into}/") for path in unasked)]
     own = [path for path in unasked if not path.startswith(tuple(f"{folder}/" for folder in folders))]
+    convert = " have it converted with `convert: safetensors`," if any(map(is_convertible, own)) else ""
     more = [each for each in patterns_of(own, spec.allow_pickle) if each not in spec.exclude]
     exclude = [*spec.exclude, *more]
     ways = [f"`exclude: {_flow(exclude)}`"] * bool(own)

@@ -162,6 +162,7 @@ def _of_source(source: LockedSource) -> Iterator[dict[str, Any]]:
         "name": source.source,
         "uri": f"git+{place}@{source.commit}" if is_hub else source.source,
         "digest": {"gitCommit" if is_hub else "snapshot": source.commit},
+        **({"annotations": {"endpoint": source.server}} if source.server and not is_hub else {}),
     }
     for file in source.files:
         path = source.path_there(file)

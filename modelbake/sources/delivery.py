@@ -62,7 +62,9 @@ def _addresses(source: LockedSource, files: Sequence[LockedFile], redactor: Reda
                     redactor.add(Secret(value))
                     redactor.add(Secret(value.rpartition(" ")[2]))  # of `Bearer TOKEN`, the token alone
                 found[file.path] = {"url": address.url, "headers": dict(address.headers)}
-    document = encode_json({"schema": 1, "kind": "addresses", "name": source.origin, "files": found})
+    document = encode_json(
+        {"schema": 1, "kind": "addresses", "name": ascii(source.origin)[1:-1], "files": found}
+    )
     if len(document) > LARGEST_SECRET:
         raise SourceError(
             f"the addresses of {len(files)} files take {len(document):,} bytes, and a build secret has"

@@ -1,6 +1,6 @@
 """Credentials of a host from netrc, as curl and pip take them: `$NETRC`, else ~/.netrc.
 
-They are shown to that host alone. Source: https://docs.python.org/3/library/netrc.html
+They are shown to that host alone; an entry `default`, which is for any, is not used. Source: https://docs.python.org/3/library/netrc.html
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def authorization_for(host: str, environ: Mapping[str, str], subject: str) -> di
     """
     path = netrc_file(environ)
     try:
-        found = netrc.netrc(str(path)).authenticators(host)
+        # Not `authenticators`: that gives the login of `default` to any host.
+        found = netrc.netrc(str(path)).hosts.get(host)
     except FileNotFoundError:
         return {}
     except netrc.NetrcParseError as error:

@@ -231,7 +231,8 @@ class LayerFlow:
                 f"wrong bytes: sha256 {file.sha256} expected, {sha256} received",
                 subject=shown(file.path),
                 hint="the file was damaged on the way or changed at the source; the layer was not committed."
-                " Run it again, and if it stays so, `build.py lock --check`",
+                " Run it again; if it stays so, see `build.py lock --check`, or remove the model from"
+                " models.lock and lock it anew",
             )
         if self._sampler:
             self._samples.append(self._sampler.hexdigest())

@@ -300,3 +300,9 @@ def test_the_stream_lane_says_what_to_use_instead(tmp_path: Path) -> None:
     assert "use `build`, `smoke` and `push`" in caught.value.hint
     with lane(planned()):
         pass
+
+
+def test_what_is_added_stays_as_it_is() -> None:
+    added = ({"source": "s3://models/legal", "into": "adapter"},)
+    model = spec(add=added)
+    assert converted_names(model, ["a.bin", "adapter/b.bin"]) == {"a.bin": "a.safetensors"}

@@ -142,6 +142,9 @@ def test_credentials_of_netrc(tmp_path: Path) -> None:
                 lock(web, NETRC=str(file))
             assert str(file) in str(caught.value)
             assert "wrongpassword" not in str(caught.value)
+        file.write_text(f"default login me password {CANARY}\n")
+        with pytest.raises(SourceAuthError, match="no credentials"):
+            lock(web, NETRC=str(file))
         file.write_text(f"machine 127.0.0.1 pasword {CANARY}\n")
         with pytest.raises(SourceAuthError, match="line") as caught:
             lock(web, NETRC=str(file))
