@@ -36,7 +36,7 @@ from modelbake.sources.hub_client import is_worth_retrying, talking
 from modelbake.sources.hub_errors import Place
 from modelbake.sources.hub_files import ListedFile, check_listed, differences
 from modelbake.sources.patience import Patience
-from modelbake.sources.selecting import matches, select_files
+from modelbake.sources.selecting import is_selected, select_files
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
@@ -116,13 +116,7 @@ class HubSource:
     def listed(self, spec: SourceSpec, commit: str) -> list[ListedFile]:
         """Return what a commit has of what include and exclude select; that may be nothing."""
         place, api = self._open(spec)
-        return [
-            file
-            for file in self._list(api, place, commit)
-            if not any(part.startswith(".git") for part in file.path.split("/"))
-            and matches(file.path, spec.include)
-            and not matches(file.path, spec.exclude)
-        ]
+        return [file for file in self._list(api, place, commit) if is_selected(file.path, spec)]
 
     def _open(self, spec: SourceSpec | LockedSource, revision: str = "") -> tuple[Place, HfApi]:
         place = Place(

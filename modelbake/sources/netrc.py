@@ -1,6 +1,7 @@
 """Credentials of a host from netrc, as curl and pip take them: `$NETRC`, else ~/.netrc.
 
-They are shown to that host alone; an entry `default`, which is for any, is not used. Source: https://docs.python.org/3/library/netrc.html
+They are shown to that host alone; an entry `default`, which is for any, is not used.
+Source: https://docs.python.org/3/library/netrc.html
 """
 
 from __future__ import annotations

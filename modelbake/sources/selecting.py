@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from modelbake.errors import NoMatchingFiles, SourceError
+from modelbake.fitness import selects
 from modelbake.weightpath import conflicting_paths, path_problem, shown
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ def select_files(files: Sequence[_File], spec: SourceSpec | LockedSource, subjec
 
     Raises NoMatchingFiles, and SourceError for names that no image can have; `subject` is of both.
     """
-    # .gitattributes and its like say how git stores the repository. They change (a file moves to LFS)
-    # without the model changing, no runtime reads them, and they must not make a new layer.
-    candidates = [file for file in files if not any(part.startswith(".git") for part in file.path.split("/"))]
+    candidates = [file for file in files if not is_of_git(file.path)]
     included = [file for file in candidates if not spec.include or matches(file.path, spec.include)]
     chosen = [file for file in included if not matches(file.path, spec.exclude)]
     if not chosen:
@@ -53,14 +51,22 @@ def select_files(files: Sequence[_File], spec: SourceSpec | LockedSource, subjec
 
 def is_selected(path: str, spec: SourceSpec | LockedSource) -> bool:
     """Tell whether `select_files` takes a path."""
-    is_of_git = any(part.startswith(".git") for part in path.split("/"))
     included = not spec.include or matches(path, spec.include)
-    return included and not is_of_git and not matches(path, spec.exclude)
+    return included and not is_of_git(path) and not matches(path, spec.exclude)
+
+
+def is_of_git(path: str) -> bool:
+    """Tell whether a path is git's own: .gitattributes and its like say how git stores the repository.
+
+    They change (a file moves to LFS) without the model changing, no runtime reads them, and they must not
+    make a new layer.
+    """
+    return any(part.startswith(".git") for part in path.split("/"))
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a pattern takes a path, by a hub's rules: `*` crosses `/`, a folder's name ends in `/`."""
-    return any(fnmatchcase(path, f"{each}*" if each.endswith("/") else each) for each in patterns)
+    """Tell whether one of several patterns takes a path; see `fitness.selects`."""
+    return any(selects(each, path) for each in patterns)
 
 
 def _no_match(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from modelbake.errors import UsageError
-from modelbake.sources.selecting import matches
+from modelbake.sources.selecting import is_selected
 from modelbake.sources.store import unhashed
 
 if TYPE_CHECKING:
@@ -108,9 +108,7 @@ class StoreTarget:
         return {
             file.path: There(file.size, lambda file=file: self._sha256(file))  # type: ignore[misc]
             for file in self._store.listing()
-            if not any(part.startswith(".git") for part in file.path.split("/"))
-            and matches(file.path, self._spec.include)
-            and not matches(file.path, self._spec.exclude)
+            if is_selected(file.path, self._spec)
         }
 
     def upload(self, path: str, content: IO[bytes], size: int, sha256: str) -> None:
