@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelbake.config import Config, ModelSpec, SourceSpec, config_of
 from modelbake.errors import ConfigError, UnfitModel, UsageError
-from modelbake.fitness import CONFIGURATION, Evidence, warnings
+from modelbake.fitness import CONFIGURATION, LARGEST_CONFIGURATION, Evidence, warnings
 from modelbake.grammar import NAME
 from modelbake.loose import LooseFile, duplicates, list_folder
 from modelbake.pickles import is_pickle, patterns_of
@@ -23,7 +23,6 @@ from modelbake.yamlinsert import Entry, entry_text, insert_model, new_file
 if TYPE_CHECKING:
     from modelbake.workspace import Workspace
 
-_LARGEST_CONFIGURATION = 1024 * 1024  # bytes
 _DANGER = "is a pickle, and loading one can run any code"
 
 
@@ -203,7 +202,7 @@ def _chosen(source: SourceSpec, listed: Sequence[LooseFile], folder: Path) -> li
 
 
 def _configuration(files: Sequence[LooseFile]) -> bytes | None:
-    found = [file for file in files if file.path == CONFIGURATION and file.size <= _LARGEST_CONFIGURATION]
+    found = [file for file in files if file.path == CONFIGURATION and file.size <= LARGEST_CONFIGURATION]
     return found[0].place.read_bytes() if found else None
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from modelbake.runtime import Runtime
 
 CONFIGURATION = "config.json"
+LARGEST_CONFIGURATION = 1024 * 1024  # bytes; a larger one is hashed, and not looked into
 _PART = re.compile(
     r"(?P<name>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.(?P<kind>safetensors|gguf|bin)"
 )

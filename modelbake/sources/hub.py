@@ -27,7 +27,7 @@ from modelbake import __version__
 from modelbake.bounded import within
 from modelbake.credentials import Redactor, Secret
 from modelbake.errors import NoMatchingFiles, RevisionNotFound, SourceAuthError, SourceError, WrongBytes
-from modelbake.fitness import CONFIGURATION
+from modelbake.fitness import CONFIGURATION, LARGEST_CONFIGURATION
 from modelbake.lock import LockedFile, LockedSource
 from modelbake.parallel import parallel
 from modelbake.sources import Resolved
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 _MAX_FILES = 100_000
 _THREADS = 4  # files of one model fetched at the same time
-_LARGEST_CONFIGURATION = 1024 * 1024  # bytes; a larger config.json is hashed, and not looked into
 _SLOWEST = 64 * 1024  # bytes a second; a transfer that is slower is given up
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKEN = re.compile(r"[!-~]{1,4096}")
@@ -193,7 +192,7 @@ class HubSource:
         Of any other file never more than a piece is held.
         """
         url, headers = self._request(api, place, commit, file)
-        wanted = file.path == CONFIGURATION and file.size <= _LARGEST_CONFIGURATION
+        wanted = file.path == CONFIGURATION and file.size <= LARGEST_CONFIGURATION
         kept = bytearray()
         started = time.monotonic()
         with talking(place, self._patience):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from modelbake.errors import SourceError, SourceUnavailable, WrongBytes
-from modelbake.fitness import CONFIGURATION
+from modelbake.fitness import CONFIGURATION, LARGEST_CONFIGURATION
 from modelbake.locked import LockedFile, LockedSource
 from modelbake.parallel import parallel
 from modelbake.sources import Resolved
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 MOST_FILES = 100_000
 _THREADS = 4  # objects of one source read at the same time
-_LARGEST_CONFIGURATION = 1024 * 1024  # bytes; a larger config.json is hashed, and not looked into
 _CONTENT = re.compile(r"sha256:[0-9a-f]{64}")  # a version that is of the file's own bytes
 _HASHES: Mapping[str, Callable[[], Any]] = {
     "sha256": hashlib.sha256,
@@ -199,7 +198,7 @@ class StoreSource:
         self, store: Store, reader: Reader, file: StoredFile, known: Mapping[tuple[str, int, str], str]
     ) -> tuple[LockedFile, bytes | None]:
         """Return what is locked of an object; its content too if it is config.json."""
-        wanted = file.path == CONFIGURATION and file.size <= _LARGEST_CONFIGURATION
+        wanted = file.path == CONFIGURATION and file.size <= LARGEST_CONFIGURATION
         sha256 = known.get((file.path, file.size, file.version))
         given = file.checksum if isinstance(file.checksum, tuple) else ("", "")
         believed = given[0] != "sha256" or given[1] == sha256  # models.yaml may give another one than before
