@@ -99,6 +99,7 @@ def locked(spec: Any) -> LockedModel:
                     replace(file, version="" if each.kind == "hf" else "v1")
                     for file in files
                     if not (each.into and file.path.endswith(".bin"))
+                    and (not each.files or file.path in each.files)
                 ],
             )
             for each in spec.sources

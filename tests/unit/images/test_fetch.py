@@ -889,7 +889,7 @@ def test_a_disk_that_fills_up(world: World, tmp_path: Path, options: tuple[str, 
         run = world.bench.start(*options)
         _wait_for(lambda: bool(world.hub.requests()))
         with pytest.raises(OSError, match="No space"):
-            (tmp_path / "disk" / "other").write_bytes(bytes(8 * MIB))
+            (tmp_path / "disk" / "other").write_bytes(bytes(9 * MIB))
         outcome = world.bench.finish(run)
         assert outcome.code == 26, outcome.text
         assert "bytes are needed" in outcome.error["message"]
