@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.leaks import LeakSearch
 from tests.promises import PROMISES
 
 # `eval "$(scripts/registry up)"` in the shell that runs the tests: each test says itself what it has.
@@ -68,6 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what it runs in the background with Ctrl-C ignored: tests that send it would wait
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(LeakSearch())
     if config.getoption("--faults") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Counter(config))
 
