@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelbake.errors import UsageError
-from modelbake.process import without_secrets
+from modelbake.gitprogram import run_git
 
 OPTION = "--changed-since"
 _SECONDS = 120.0  # a partial clone may have to fetch what is asked for
@@ -129,18 +129,8 @@ def top_of(folder: Path) -> Path:
 def _git(
     folder: Path, *arguments: str, stdin: int = subprocess.DEVNULL
 ) -> subprocess.CompletedProcess[bytes]:
-    # A repository's own settings may name programs that git is to start; this one starts nothing.
-    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
-    env = {
-        **without_secrets(os.environ),
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_LITERAL_PATHSPECS": "1",
-        "LC_ALL": "C",
-    }
     try:
-        return subprocess.run(
-            command, env=env, stdin=stdin, capture_output=True, timeout=_SECONDS, check=False
-        )
+        return run_git(folder, *arguments, stdin=stdin, seconds=_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UsageError(f"git has not answered for {_SECONDS:.0f} s", subject=OPTION) from error
     except (OSError, ValueError) as error:

@@ -6,7 +6,6 @@ so nobody is told to run it before the files are elsewhere.
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelbake.errors import UsageError
-from modelbake.process import without_secrets
+from modelbake.gitprogram import run_git
 from modelbake.weightpath import shown
 
 _SECONDS = 300.0  # a long history on a slow disk
@@ -105,16 +104,8 @@ def ignore_lines(state: GitState) -> list[str]:
 
 
 def _git(folder: Path, *arguments: str) -> bytes:
-    # A repository's own settings may name programs that git is to start; this one starts nothing.
-    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
-    ours = {"GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C"}
-    # Those of a hook that runs us name another repository.
-    theirs = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    env = {**without_secrets(theirs), **ours}
     try:
-        done = subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False
-        )
+        done = run_git(folder, *arguments, seconds=_SECONDS)
     except FileNotFoundError as error:
         raise _unasked("git is not installed", folder) from error
     except (OSError, ValueError, subprocess.SubprocessError) as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelbake.process import without_secrets
+from modelbake.gitprogram import run_git
 from modelbake.release.provenance import Checkout, repository_of
 
 COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -36,13 +35,8 @@ def head_of(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    # A repository's own settings may name programs that git is to start; this one starts nothing.
-    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
-    env = {**without_secrets(os.environ), "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False
-        )
+        done = run_git(folder, *arguments, seconds=_SECONDS)
     except (OSError, ValueError, subprocess.SubprocessError):  # no git here
         return None
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None

@@ -117,7 +117,7 @@ def source_for(kind: str, token: Secret | None, audit: Audit | None = None) -> S
 
         return HubSource(token, audit=audit)
     from modelbake.sources.kinds import open_store
-    from modelbake.sources.store import StoreSource
+    from modelbake.sources.storesource import StoreSource
 
     return StoreSource(open_store, audit)
 
@@ -149,7 +149,7 @@ class ModelReader:
 
             return HubReader(locked, self._token, stop=self._stop)
         from modelbake.sources.kinds import open_store
-        from modelbake.sources.store import InnerReader
+        from modelbake.sources.storesource import InnerReader
 
         return InnerReader(locked, open_store(locked).reader(self._stop))
 

@@ -1,6 +1,6 @@
 """Short questions to a source's server: a status, headers, and a body of a few MiB at most.
 
-Over the connections that `reading` has, with its redirect guard: an address's headers go to its own origin
+With the redirect guard of all requests: an address's headers go to its own origin
 only. What may pass (429, 5xx, a broken connection) is asked again.
 """
 
@@ -17,8 +17,8 @@ from urllib3.exceptions import HTTPError
 
 from modelbake.bounded import within
 from modelbake.errors import SourceError, SourceUnavailable
+from modelbake.sources.opener import BUSY, Address, AddressOpener, Broken, Locator
 from modelbake.sources.patience import Patience, seconds_to_wait
-from modelbake.sources.reading import BUSY, Address, AddressReader, Broken, Locator
 
 _LARGEST = 8 << 20  # bytes of an answer's body
 
@@ -47,7 +47,7 @@ class Asker:
         self._locator = locator
         self._patience = patience or Patience()
         self._waiting = threading.Event()
-        self._reader = AddressReader(locator, patience=self._patience)
+        self._opener = AddressOpener(locator, self._patience)
 
     def ask(self, address: Address, headers: Mapping[str, str] | None = None, method: str = "GET") -> Answer:
         """Return the answer, whatever its status; of a part that is asked for, no more than `_LARGEST`.
@@ -65,7 +65,7 @@ class Asker:
         raise AssertionError("unreachable: there is at least one attempt")
 
     def _answer(self, address: Address, headers: Mapping[str, str], method: str) -> Answer:
-        response = self._reader.open(address, headers, method)
+        response = self._opener.open(address, headers, method)
         try:
             found = {name.lower(): value for name, value in response.headers.items()}
             if response.status in BUSY:

@@ -33,7 +33,7 @@ from modelbake.sources.azure_access import find_access
 from modelbake.sources.azure_errors import DELEGATE, refusal, translated
 from modelbake.sources.clouds import LiveHeaders, equip, pages_of
 from modelbake.sources.kinds import subject_of
-from modelbake.sources.reading import Address
+from modelbake.sources.opener import Address
 from modelbake.sources.store import AddressedStore, StoredFile
 from modelbake.weightpath import shown
 

@@ -26,7 +26,7 @@ from modelbake.errors import RevisionNotFound, SourceError
 from modelbake.sources.clouds import TIMEOUT, LiveHeaders, pages_of
 from modelbake.sources.gcs_access import READ, WRITE, Access, refused, translated
 from modelbake.sources.kinds import subject_of
-from modelbake.sources.reading import Address
+from modelbake.sources.opener import Address
 from modelbake.sources.store import AddressedStore, StoredFile, hex_of
 from modelbake.weightpath import shown
 

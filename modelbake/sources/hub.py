@@ -36,14 +36,13 @@ from modelbake.sources.hub_client import is_worth_retrying, talking
 from modelbake.sources.hub_errors import Place
 from modelbake.sources.hub_files import ListedFile, check_listed, differences
 from modelbake.sources.patience import Patience
-from modelbake.sources.selecting import is_selected, select_files
+from modelbake.sources.selecting import MOST_FILES, is_selected, select_files
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
     from modelbake.config import SourceSpec
     from modelbake.sources import Audit
 
-_MAX_FILES = 100_000
 _THREADS = 4  # files of one model fetched at the same time
 _SLOWEST = 64 * 1024  # bytes a second; a transfer that is slower is given up
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -174,8 +173,8 @@ class HubSource:
             for entry in api.list_repo_tree(place.repo, revision=commit, recursive=True):
                 if isinstance(entry, RepoFile):
                     files.append(check_listed(entry, place))
-                if len(files) > _MAX_FILES:
-                    raise SourceError(f"holds more than {_MAX_FILES:,} files", subject=place.subject)
+                if len(files) > MOST_FILES:
+                    raise SourceError(f"holds more than {MOST_FILES:,} files", subject=place.subject)
         return files
 
     def _ask_for(self, api: HfApi, place: Place, commit: str, file: ListedFile) -> None:

@@ -23,8 +23,9 @@ from modelbake.credentials import Redactor
 from modelbake.errors import SourceError
 from modelbake.sources.hub_client import talking
 from modelbake.sources.hub_errors import Place
+from modelbake.sources.opener import Address, origin_of
 from modelbake.sources.patience import Patience
-from modelbake.sources.reading import Address, AddressReader, origin_of
+from modelbake.sources.reading import AddressReader
 from modelbake.weightpath import shown
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from modelbake.weightpath import shown
 
 if TYPE_CHECKING:
     from modelbake.locked import LockedFile, LockedSource
+    from modelbake.sources.opener import Address
     from modelbake.sources.patience import Patience
-    from modelbake.sources.reading import Address
     from modelbake.sources.store import Store, StoredFile
     from modelbake.stream.flow import FileBytes, Reader
 

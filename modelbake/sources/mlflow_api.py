@@ -17,8 +17,8 @@ from modelbake.errors import RevisionNotFound, SourceAuthError, SourceError, Sou
 from modelbake.process import environment
 from modelbake.sources.asking import Answer, Asker
 from modelbake.sources.mlflow_login import CHAIN, authorization, tracking_server
+from modelbake.sources.opener import Address
 from modelbake.sources.patience import Patience
-from modelbake.sources.reading import Address
 from modelbake.sources.store import AddressedStore
 from modelbake.weightpath import shown
 

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 from modelbake.errors import RevisionNotFound, SourceError
 from modelbake.locked import LockedFile
 from modelbake.sources.mlflow_api import ARTIFACTS, Tracking
-from modelbake.sources.reading import Address
+from modelbake.sources.opener import Address
 from modelbake.sources.store import AddressedStore, StoredFile
 from modelbake.sources.web import size_of
 from modelbake.sourceuri import SOURCE

@@ -34,7 +34,7 @@ from modelbake.sources.kinds import subject_of
 from modelbake.sources.ociblobs import OciReader, plain_members
 from modelbake.sources.ocicontent import FileTree, Place, contents_of, place_of
 from modelbake.sources.ocierrors import translated
-from modelbake.sources.reading import Address
+from modelbake.sources.opener import Address
 from modelbake.sources.store import AddressedStore, StoredFile
 from modelbake.weightpath import shown
 

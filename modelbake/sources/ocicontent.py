@@ -20,7 +20,8 @@ from typing import Any
 from modelbake.errors import SourceError
 from modelbake.manifest import Manifest
 from modelbake.plan import LABEL_PREFIX
-from modelbake.sources.store import MOST_FILES, StoredFile
+from modelbake.sources.selecting import MOST_FILES
+from modelbake.sources.store import StoredFile
 from modelbake.weightpath import shown
 
 ROOT = "models"  # where images have the weights

@@ -22,8 +22,8 @@ from modelbake.errors import SourceError, SourceNotFound, SourceUnavailable
 from modelbake.sources.aws import client
 from modelbake.sources.aws_errors import code_of, translated
 from modelbake.sources.kinds import subject_of
+from modelbake.sources.opener import Address
 from modelbake.sources.patience import Patience
-from modelbake.sources.reading import Address
 from modelbake.sources.store import AddressedStore, StoredFile, hex_of
 from modelbake.weightpath import shown
 

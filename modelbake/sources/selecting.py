@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from modelbake.locked import LockedSource
 
 
+MOST_FILES = 100_000  # that one source may list
+
+
 class _Listed(Protocol):
     @property
     def path(self) -> str: ...

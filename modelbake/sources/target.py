@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from modelbake.errors import UsageError
+from modelbake.sources.hashing import read_object
 from modelbake.sources.selecting import is_selected
-from modelbake.sources.store import unhashed
 
 if TYPE_CHECKING:
     from modelbake.config import SourceSpec
@@ -126,10 +125,8 @@ class StoreTarget:
         algorithm, said = file.said() or ("", "")
         if algorithm == "sha256":
             return said
-        stop, digest = threading.Event(), hashlib.sha256()
+        stop = threading.Event()
         try:
-            for piece in self._store.reader(stop).read(unhashed(file)):
-                digest.update(piece)
+            return read_object(self._store.reader(stop), file, self.subject).sha256
         finally:
             stop.set()
-        return digest.hexdigest()

@@ -23,8 +23,9 @@ from modelbake.process import environment
 from modelbake.sources.asking import Answer, Asker
 from modelbake.sources.kinds import subject_of
 from modelbake.sources.netrc import authorization_for, netrc_file
+from modelbake.sources.opener import Address
 from modelbake.sources.patience import Patience
-from modelbake.sources.reading import Address, AddressReader
+from modelbake.sources.reading import AddressReader
 from modelbake.sources.store import AddressedStore, StoredFile
 from modelbake.weightpath import shown
 

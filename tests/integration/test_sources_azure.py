@@ -21,7 +21,7 @@ from modelbake.errors import RevisionNotFound, SourceAuthError, SourceError, Sou
 from modelbake.locked import LockedFile, LockedSource
 from modelbake.sources import azure
 from modelbake.sources.azure import AzureStore, open_store
-from modelbake.sources.store import StoreSource
+from modelbake.sources.storesource import StoreSource
 from tests.integration.world import World
 from tests.promises import cases
 from tests.servers.azurite_server import ACCOUNT, AzuriteServer

@@ -15,7 +15,7 @@ from modelbake.errors import RevisionNotFound, SourceAuthError, SourceError, Sou
 from modelbake.locked import LockedSource
 from modelbake.sources.kinds import subject_of
 from modelbake.sources.mlflow import MlflowStore
-from modelbake.sources.store import InnerReader, StoreSource
+from modelbake.sources.storesource import InnerReader, StoreSource
 from tests.servers.mlflow_server import MLflowServer, MLflowUser
 from tests.servers.s3 import S3Server
 

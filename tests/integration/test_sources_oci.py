@@ -15,7 +15,7 @@ from modelbake.errors import RevisionNotFound, SourceError, SourceNotFound
 from modelbake.lock import read_lock
 from modelbake.locked import LockedSource
 from modelbake.sources.oci import open_store
-from modelbake.sources.store import InnerReader, StoreSource
+from modelbake.sources.storesource import InnerReader, StoreSource
 from tests.integration.world import World
 from tests.servers.oci_content import OciContent, packed
 

@@ -31,10 +31,10 @@ from modelbake.errors import (
 from modelbake.locked import LockedFile, LockedModel, LockedSource
 from modelbake.sources import reader_for
 from modelbake.sources.kinds import open_store
-from modelbake.sources.reading import Address
+from modelbake.sources.opener import Address
 from modelbake.sources.s3 import S3Store
 from modelbake.sources.sagemaker import PENDING
-from modelbake.sources.store import StoreSource
+from modelbake.sources.storesource import StoreSource
 from tests.promises import cases
 from tests.servers.s3 import READ, AwsKeys, S3Server
 

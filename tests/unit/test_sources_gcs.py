@@ -28,10 +28,11 @@ from modelbake.errors import (
     WrongBytes,
 )
 from modelbake.locked import LockedFile, LockedSource
-from modelbake.sources import clouds, gcs, reading
+from modelbake.sources import clouds, gcs, opener
 from modelbake.sources.gcs import GcsStore, open_store
-from modelbake.sources.reading import Address
-from modelbake.sources.store import MOST_FILES, StoreSource
+from modelbake.sources.opener import Address
+from modelbake.sources.selecting import MOST_FILES
+from modelbake.sources.storesource import StoreSource
 from modelbake.trust import trust
 from tests.promises import cases
 from tests.servers.gcs import Account, GcsServer
@@ -51,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
 def authorities(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let those of the system be read once; it takes long."""
     monkeypatch.setattr(clouds, "trust", once)
-    monkeypatch.setattr(reading, "trust", once)
+    monkeypatch.setattr(opener, "trust", once)
 
 
 @functools.cache

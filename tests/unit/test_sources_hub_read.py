@@ -29,8 +29,8 @@ from modelbake.locked import LockedFile, LockedModel
 from modelbake.plan import WeightGroup
 from modelbake.sources import reader_for
 from modelbake.sources.hub_read import HubReader
+from modelbake.sources.opener import origin_of
 from modelbake.sources.patience import Patience
-from modelbake.sources.reading import origin_of
 from modelbake.stream.flow import LayerFlow, Verified
 from modelbake.stream.layers import WeightLayer
 from tests.promises import cases

@@ -24,7 +24,9 @@ from modelbake.lock import Lock
 from modelbake.locked import LockedFile, LockedSource
 from modelbake.sources import compare_all, kinds, reader_for, resolve_all, source_for
 from modelbake.sources.facts import snapshot
-from modelbake.sources.store import MOST_FILES, StoredFile, StoreSource
+from modelbake.sources.selecting import MOST_FILES
+from modelbake.sources.store import StoredFile
+from modelbake.sources.storesource import StoreSource
 
 FILES = {
     "config.json": b"{}",

@@ -22,7 +22,7 @@ from modelbake.errors import (
 from modelbake.locked import LockedFile, LockedSource
 from modelbake.sources.kinds import subject_of
 from modelbake.sources.patience import Patience
-from modelbake.sources.store import InnerReader, StoreSource
+from modelbake.sources.storesource import InnerReader, StoreSource
 from modelbake.sources.web import WebStore
 from tests.servers.hub_certificate import make_certificate
 from tests.servers.web import WebServer

@@ -223,7 +223,7 @@ def tar_of(case: Case) -> bytes:
 @pytest.mark.promise("hub-names", "hub-hang")
 def test_more_files_than_any_model_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = cases(5_000, 100_000)
-    monkeypatch.setattr("modelbake.sources.hub._MAX_FILES", most)
+    monkeypatch.setattr("modelbake.sources.hub.MOST_FILES", most)
     paths = [f"{number % 97}/{number}.safetensors" for number in range(most + 1)]
     repo = Repo.create(tmp_path / "hub", NAME, dict.fromkeys(paths, CONTENT))
     with Hub(tmp_path / "hub", tokens={TOKEN: [NAME]}, page_size=most // 5) as hub:
