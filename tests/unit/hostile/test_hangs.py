@@ -19,8 +19,8 @@ from modelbake.sources.patience import Patience
 from tests.conftest import Tally
 from tests.promises import cases
 from tests.servers.hub import Fault, Hub, Repo
+from tests.unit.hostile.forked import BUILDER
 from tests.unit.hostile.readers import (
-    BUILDER,
     CALM,
     HURRIED,
     NAME,

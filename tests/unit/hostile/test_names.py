@@ -26,8 +26,8 @@ from modelbake.weightpath import path_problem
 from tests.conftest import Tally
 from tests.promises import cases
 from tests.servers.hub import Hub, Repo
+from tests.unit.hostile.forked import BUILDER
 from tests.unit.hostile.readers import (
-    BUILDER,
     NAME,
     TOKEN,
     Case,

@@ -14,8 +14,8 @@ import pytest
 
 from modelbake.sources import addresses, guard
 from tests.servers.hub import Fault, Hub
+from tests.unit.hostile.forked import BUILDER
 from tests.unit.hostile.readers import (
-    BUILDER,
     NAME,
     READERS,
     TOKEN,

@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import Tally
 from tests.promises import cases
 from tests.servers.hub import Fault, Hub
-from tests.unit.hostile.readers import BUILDER, Case, prepare, require_right, sabotaged
+from tests.unit.hostile.forked import BUILDER
+from tests.unit.hostile.readers import Case, prepare, require_right, sabotaged
 
 WEIGHTS = random.Random(11).randbytes(900_000)
 FILES = {
