@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.servers.environment import ROOT
 
-_TEST = """
+_MODULE = """
 import base64, io, logging, sys
-
-import pytest
 
 from modelbake.credentials import Redactor, Secret
 from modelbake.output import Output
 
 EARLY = Secret("made-with-the-module")
+"""
+_TEST = """
 
-
-def test_it(capsys, caplog):
+def test_{number}(capsys, caplog):
     late = Secret("made-by-the-test")
     {body}
 """
@@ -43,14 +43,20 @@ HARMLESS = {
 }
 
 
-def outcome(folder: Path, body: str) -> tuple[int, str]:
-    test = folder / "test_some.py"
-    test.write_text(_TEST.format(body=body))
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest says of tests that leak, and of tests that do not."""
+    folder = tmp_path_factory.mktemp("leaks")
+    tests = [
+        _TEST.format(number=number, body=body)
+        for number, body in enumerate([*LEAKS.values(), *HARMLESS.values()])
+    ]
+    (folder / "test_some.py").write_text(_MODULE + "".join(tests))
     command = [
         sys.executable,
         "-m",
         "pytest",
-        "-q",
+        "-rA",
         "-p",
         "tests.conftest",
         "-c",
@@ -59,21 +65,25 @@ def outcome(folder: Path, body: str) -> tuple[int, str]:
         "ignore",
     ]
     done = subprocess.run(
-        [*command, f"--rootdir={folder}", str(test)], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, f"--rootdir={folder}", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},  # pytest cuts its lines
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return done.returncode, done.stdout
+    assert done.returncode == 1, done.stderr
+    return done.stdout
 
 
 @pytest.mark.control("token-leak")
-@pytest.mark.parametrize("body", LEAKS.values(), ids=LEAKS)
-def test_a_secret_that_is_said_is_found(tmp_path: Path, body: str) -> None:
-    code, said = outcome(tmp_path, body)
-    assert code == 1, said
-    assert "a secret was said" in said
-    assert "1 passed, 1 error" in said
+@pytest.mark.parametrize("number", range(len(LEAKS)), ids=LEAKS)
+def test_a_secret_that_is_said_is_found(said: str, number: int) -> None:
+    assert re.search(rf"^ERROR .*::test_{number} - a secret was said", said, re.MULTILINE), said
+    assert re.search(rf"^PASSED .*::test_{number}$", said, re.MULTILINE), "the test itself is right"
 
 
-@pytest.mark.parametrize("body", HARMLESS.values(), ids=HARMLESS)
-def test_what_is_hidden_is_no_leak(tmp_path: Path, body: str) -> None:
-    code, said = outcome(tmp_path, body)
-    assert code == 0, said
+@pytest.mark.parametrize("number", range(len(LEAKS), len(LEAKS) + len(HARMLESS)), ids=HARMLESS)
+def test_what_is_hidden_is_no_leak(said: str, number: int) -> None:
+    assert re.search(rf"^PASSED .*::test_{number}$", said, re.MULTILINE), said
+    assert not re.search(rf"^ERROR .*::test_{number}\b", said, re.MULTILINE)
