@@ -128,7 +128,9 @@ def require_new(file: Path, name: str, entry: Entry) -> None:
         raise UsageError(
             f"has a model {name} already, and it is not this one",
             subject=str(file),
-            hint=f"choose another --name; this is what would be written:\n{entry_text(name, entry).rstrip()}",
+            hint="for a new version of it, adopt the folder under another --name, to an address of its own;"
+            " then give the old entry that `source` and a higher `version`, take the new entry out, and lock"
+            f" it. Of this --name, this would be written:\n{entry_text(name, entry).rstrip()}",
         )
 
 

@@ -174,7 +174,7 @@ def _client(address: str, output: Output) -> Client:
         raise UsageError(
             "the package `distributed` is not installed here",
             subject="--on",
-            hint="pip install 'modelbake[dask]'",
+            hint="`make setup` in the clone of modelbake has it; elsewhere `pip install '.[dask]'` there",
         ) from error
     # What it logs is said here, once and in our words; its configuration gives several loggers a handler.
     for name in ("distributed", "distributed.client", "tornado", "tornado.application"):

@@ -131,7 +131,8 @@ def _gpu(engine: Engine, workspace: Workspace) -> Finding:
     if engine.info.gpu:
         return Finding("gpu", "ok", "the engine hands out NVIDIA GPUs")
     try:
-        needed = [spec.name for spec in workspace.config.models.values() if spec.device == "cuda"]
+        models = workspace.config.models.values()
+        needed = [spec.name for spec in models if spec.device == "cuda" and workspace.serves(spec)]
     except ModelbakeError:
         needed = []
     remedy = "install the NVIDIA Container Toolkit, or point DOCKER_HOST at a GPU host"

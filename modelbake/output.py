@@ -109,7 +109,9 @@ class Output:
 
     def _plain_line(self, line: str) -> None:
         with suppress(OSError):  # who does not want to hear how it goes may still want the result
-            print(line, file=self.stderr, flush=True)
+            # In one piece: threads say something at the same time.
+            self.stderr.write(f"{line}\n")
+            self.stderr.flush()
 
     def _print_result(self, text: str) -> None:
         try:

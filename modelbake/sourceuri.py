@@ -84,6 +84,8 @@ def _advise_source(text: str) -> str:
     kind = kind_of(text)
     if ":" in text and kind in _FORMS:
         return f"write {_FORMS[kind]}"
+    if text.startswith("/") and SOURCE.matches(f"file://{text}"):
+        return f"did you mean {quoted('file://' + text)}?"
     if not separator:
         return f"did you mean {quoted('hf://' + text)}?" if SOURCE.matches(f"hf://{text}") else ""
     return f"the sources are {', '.join(f'{each}:' for each in _FORMS)}"

@@ -79,14 +79,15 @@ def removal_steps(state: GitState) -> list[str]:
     """Return the lines that say how what git keeps is removed, in the order in which it is safe."""
     if not state.known:
         return []
-    root, lines = shlex.quote(str(state.root)), []
+    root, beside = shlex.quote(str(state.root)), shlex.quote(f"{state.root}.rewritten")
+    lines = []
     listed = " ".join(shlex.quote(path) for path in state.tracked)
     if state.tracked:
         lines += [f"cd {root} && git rm --cached -- {listed}    # and a line in .gitignore; commit both"]
     if state.in_history:
         paths = " ".join(f"--path {shlex.quote(path)}" for path in state.in_history)
         lines += [
-            f"git clone --no-local {root} rewritten && cd rewritten    # a fresh clone: filter-repo insists",
+            f"git clone --no-local {root} {beside} && cd {beside}    # a fresh clone: filter-repo insists",
             f"git filter-repo --invert-paths {paths}",
             "git push --force --all REMOTE && git push --force --tags REMOTE    # new ids for all since",
             "# Until then the remote keeps them, and so does every clone, fork and pull request. Afterwards"

@@ -110,6 +110,11 @@ class Workspace:
 
         return require_locked(spec, self.lock, self.converter)
 
+    def serves(self, spec: ModelSpec) -> bool:
+        """Tell whether a model's image has a server, which a smoke run starts. Raises ConfigError."""
+        _, runtimes = self._read
+        return runtimes[spec.runtime].serves
+
     def plan(self, spec: ModelSpec) -> BuildPlan:
         """Resolve one model to a plan. Raises what `locked` does, and UnfitModel."""
         from modelbake.fitness import Evidence

@@ -33,7 +33,7 @@ def opinions() -> Callable[[Any, str], list[str]]:
     except ImportError as error:
         raise UsageError(
             f"--strict asks picklescan and fickling, and {error.name} is not installed",
-            hint="install modelbake with its extra `audit`: pip install 'modelbake[audit]'",
+            hint="`make setup` in the clone of modelbake has them; elsewhere `pip install '.[audit]'` there",
         ) from error
     logging.getLogger("picklescan").setLevel(logging.CRITICAL)  # its words are for its own command
 

@@ -65,10 +65,10 @@ _PROGRAM_ERRORS: dict[int, tuple[type[ModelbakeError], str]] = {
     20: (SourceAuthError, "check that HF_TOKEN is valid and may read this repository"),
     21: (SourceGatedError, "accept the terms of the repository on its page, with the account of the token"),
     22: (SourceNotFound, "the locked commit is gone, or the token may not see it: run `build.py lock`"),
-    23: (SourceUnavailable, "the build could not reach the hub: check its address, proxy and CA bundle"),
+    23: (SourceUnavailable, "the build could not reach the source: check its address, proxy and CA bundle"),
     24: (
         WrongBytes,
-        "`build.py lock --check` compares models.lock with what the hub lists; where these agree, the file"
+        "`build.py lock --check` compares models.lock with what the source has; where these agree, the file"
         " was damaged on the way, or by a proxy or mirror",
     ),
     25: (SecretMissing, "set HF_TOKEN, or log in with `hf auth login`"),
@@ -94,6 +94,11 @@ _PROGRAM_ERRORS: dict[int, tuple[type[ModelbakeError], str]] = {
     37: (BuildFailed, _CHECK_INDEX),
 }
 _ABSENT_SECRET = re.compile(r"secret (\S+): not found")
+_LOOPBACK = re.compile(r"\b127\.\d+\.\d+\.\d+\b|\blocalhost\b|\[::1\]")
+_OF_THE_BUILD = (
+    "in a build, 127.0.0.1 is the build container itself: use `publish`, which reads where it runs, or give"
+    " the server an address that the engine's containers reach"
+)
 _STEP_ENDED = re.compile(r"did not complete successfully: (exit code: \d+|[^\n]+)")
 _PROGRAM = re.compile(r"\b(?:admit|convert|fetch|install)\.py\b")
 _EXIT_CODE = re.compile(r"exit code: (\d+)")
@@ -186,7 +191,8 @@ def registry_error(text: str, subject: str) -> RegistryAuthError | RegistryUnava
         return RegistryUnavailable(
             f"the registry cannot be reached from the engine: {text}",
             subject=subject,
-            hint="check the registry's address, the engine's proxy and its CA certificates",
+            hint="check the registry's address, the engine's proxy and its CA certificates; `base:` in"
+            " models.yaml names a base image of another registry",
         )
     return None
 
@@ -244,6 +250,8 @@ def _program_error(step: str, said: str, lines: Sequence[str]) -> ModelbakeError
             file = record.get("file")
             if isinstance(file, str) and file not in message:
                 message = f"{file}: {message}"
+            if code == 23 and _LOOPBACK.search(message):
+                hint = _OF_THE_BUILD
             return cls(message, subject=step, hint=hint)
     ended = _EXIT_CODE.search(said)
     if ended and _PROGRAM.search(step) and int(ended[1]) in _PROGRAM_ERRORS:

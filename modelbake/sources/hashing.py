@@ -53,17 +53,25 @@ def read_object(reader: Reader, file: StoredFile, subject: str, *, keep: bool = 
         if keep:
             kept += piece
     if size != file.size:
-        raise _wrong(subject, file, f"{size:,} bytes instead of {file.size:,}")
+        raise _wrong(subject, f"{shown(file.path)}: the store serves {size:,} bytes instead of {file.size:,}")
     found = second.hexdigest() if second is not None else digest.hexdigest()
     if said and found != said:
-        raise _wrong(subject, file, f"bytes whose {algorithm} is {found}, and says {said}")
+        what = f"{shown(file.path)}: the store serves bytes whose {algorithm} is {found}"
+        if file.checksum_of == "the store":
+            raise _wrong(subject, f"{what}, and says {said}")
+        raise WrongBytes(
+            f"{what}, and {file.checksum_of} says {said}",
+            subject=subject,
+            hint="was the file replaced? If it is the wanted one, write its sha256 there; if not, find out"
+            " who changed it",
+        )
     seconds = time.monotonic() - started
     return ReadObject(digest.hexdigest(), max(1, pieces.attempts), seconds, bytes(kept) if keep else None)
 
 
-def _wrong(subject: str, file: StoredFile, what: str) -> WrongBytes:
+def _wrong(subject: str, what: str) -> WrongBytes:
     return WrongBytes(
-        f"{shown(file.path)}: the store serves {what}",
+        what,
         subject=subject,
         hint="the object was damaged on the way, or by a proxy or mirror: lock again",
     )

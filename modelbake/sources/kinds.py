@@ -34,7 +34,7 @@ def open_store(spec: SourceSpec | LockedSource) -> Store:
         raise UsageError(
             f"{error.name} is not installed, which reads {spec.kind}: sources",
             subject=f"{spec.name}: {spec.source}",
-            hint=f"pip install 'modelbake[{extra}]'",
+            hint=f"`make setup` in the clone of modelbake has it; elsewhere `pip install '.[{extra}]'` there",
         ) from error
     return opened
 

@@ -116,7 +116,10 @@ class AddressOpener:
             except (LocationParseError, SSLError, ValueError) as error:
                 host = urlsplit(url).netloc.rpartition("@")[2]
                 raise SourceUnavailable(
-                    f"{host} cannot be spoken to ({type(error).__name__})", subject=self._locator.subject
+                    f"{host} cannot be spoken to ({type(error).__name__})",
+                    subject=self._locator.subject,
+                    hint="does it speak TLS at this port, with a certificate that is valid for this name, of"
+                    f" an authority that is known here? {VARIABLE} names a PEM file with your own",
                 ) from error
             except HTTPError as error:
                 raise Broken(f"{address.host} does not answer ({type(error).__name__})") from error

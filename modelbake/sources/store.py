@@ -29,12 +29,14 @@ class StoredFile:
     `path`: below the source's address. `version`: what the store calls these very bytes, 1 to 1024 printable
     ASCII characters. `checksum`: what it says of them, `sha256`, `sha1`, `md5` or `crc32c` and lower-case hex
     digits; only one of the whole object; or what asks for it, where that takes a question for each object.
+    `checksum_of`: who says it.
     """
 
     path: str
     size: int
     version: str
     checksum: tuple[str, str] | Callable[[], tuple[str, str] | None] | None = None
+    checksum_of: str = "the store"
 
     def said(self) -> tuple[str, str] | None:
         """Return the checksum, asked for if need be."""

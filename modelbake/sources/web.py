@@ -1,8 +1,9 @@
 """The source `https://host/folder/`: files of a web server, each named in models.yaml with its sha256.
 
 A web server keeps no list and no versions. What identifies bytes there is a strong ETag, which is demanded
-when they are read (If-Match); where there is none it is the given sha256, with which they are compared in any
-case. A file that is replaced is gone: a build of the old lock fails then, as nobody has the old bytes.
+when they are read (If-Match). Where there is none, the time of the last change tells that a file was
+replaced; where there is none either, only the given sha256 does, with which all that is read is compared in
+any case. A file that is replaced is gone: a build of the old lock fails then, as nobody has the old bytes.
 
 Source: RFC 9110, sections 8.8.3 (ETag), 13.1.1 (If-Match), 14 (ranges).
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote, urlsplit
 
@@ -100,9 +102,8 @@ class WebStore(AddressedStore):
             if answer.status in (200, 206):
                 raise SourceError(f"the server does not say how large {shown(path)} is", subject=self.subject)
             self._refuse(path, answer.status)
-        etag, sha256 = answer.headers.get("etag", ""), self._given[path]
-        version = etag if etag.startswith('"') and STORE_VERSION.matches(etag) else f"sha256:{sha256}"
-        return StoredFile(path, size, version, ("sha256", sha256))
+        sha256 = self._given[path]
+        return StoredFile(path, size, _version(answer, sha256), ("sha256", sha256), "models.yaml")
 
     def _refuse(self, path: str, status: int) -> NoReturn:
         if status in (401, 403):
@@ -127,6 +128,17 @@ class WebStore(AddressedStore):
                 hint=f"if the new file is wanted, give its sha256 and run `build.py lock {self._model}`",
             )
         raise SourceError(f"the server answers {status} for {shown(path)}", subject=self.subject)
+
+
+def _version(answer: Answer, sha256: str) -> str:
+    """Return what tells a file from one that replaces it, as far as the server says anything of it."""
+    etag, modified = answer.headers.get("etag", ""), answer.headers.get("last-modified", "")
+    if etag.startswith('"') and STORE_VERSION.matches(etag):
+        return etag
+    try:
+        return f"modified:{parsedate_to_datetime(modified):%Y-%m-%dT%H:%M:%SZ}"
+    except (ValueError, OverflowError):  # none, or no date
+        return f"sha256:{sha256}"
 
 
 def size_of(answer: Answer) -> int | None:

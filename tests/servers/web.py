@@ -60,6 +60,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
         if (wanted := self.headers.get("If-Match")) and wanted != etag:
             return self._reply(412, {})
         headers = {"ETag": etag} if etag else {}
+        headers |= {"Last-Modified": web.modified} if web.modified else {}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None or not web.ranges or self.headers.get("If-Range", etag) != etag:
             return self._reply(200, headers, data, cut=web.cuts.pop(0) if web.cuts else None)
@@ -89,7 +90,8 @@ class _Request(http.server.BaseHTTPRequestHandler):
 
 class WebServer(RunsInThread, http.server.ThreadingHTTPServer):
     """See the module. `etags`: strong, weak or none. `refused`: statuses of the next answers. `cuts`: after
-    how many bytes the next whole answers break off. `missing`: what it says of files that it has not."""
+    how many bytes the next whole answers break off. `missing`: what it says of files that it has not.
+    `modified`: the Last-Modified of every file, "" for none."""
 
     daemon_threads = True
 
@@ -110,6 +112,7 @@ class WebServer(RunsInThread, http.server.ThreadingHTTPServer):
         self.cuts: list[int] = []
         self.etags, self.ranges, self.knows_head = etags, True, True
         self.missing = b""
+        self.modified = ""
         self.login = ""
         if user is not None:
             self.login = f"Basic {base64.b64encode(':'.join(user).encode()).decode()}"

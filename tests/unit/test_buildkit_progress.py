@@ -335,6 +335,20 @@ def test_what_the_programs_of_the_weights_stages_say(code: int, expected: type[M
     assert error.subject == RUN.name
 
 
+@pytest.mark.parametrize(
+    ("message", "is_here"),
+    [
+        ("127.0.0.1:18765: [Errno 111] Connection refused", True),
+        ("localhost: Connection refused", True),
+        ("files.example.com: Connection refused", False),
+    ],
+)
+def test_an_address_of_this_machine_is_the_builds_own_there(message: str, is_here: bool) -> None:
+    said = json.dumps({"event": "error", "code": 23, "file": "a", "message": message})
+    error = build_error(STEP_FAILED, failed_trace(STEP_FAILED, f"{said}\n"))
+    assert ("is the build container itself" in error.hint) is is_here
+
+
 def test_the_fetch_program_with_a_clipped_log() -> None:
     error = build_error(STEP_FAILED, failed_trace(STEP_FAILED, "[output clipped, log limit 2MiB reached]\n"))
     assert type(error) is WrongBytes

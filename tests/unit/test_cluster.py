@@ -66,7 +66,7 @@ def test_distributed_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UsageError, match="not installed") as caught:
         connect("dask://127.0.0.1:9", output())
-    assert "modelbake[dask]" in caught.value.hint
+    assert "'.[dask]'" in caught.value.hint
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:

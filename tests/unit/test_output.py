@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 
 from modelbake.credentials import Redactor, Secret
 from modelbake.output import Output, visible
@@ -47,6 +48,23 @@ def test_who_has_fetched_is_said_where_it_was_not_this_process() -> None:
     record = json.loads(err.getvalue())
     assert record["worker"] == "gpu-7"
     assert record["message"].endswith("from hf://a/b@c by gpu-7")
+
+
+def test_lines_of_threads_do_not_run_together() -> None:
+    written: list[str] = []
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    output = Output(stderr=Slow())
+    threads = [threading.Thread(target=output.event, args=("x", f"line {number}")) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(written) == sorted(f"line {number}\n" for number in range(20)), "a line is one write"
 
 
 def test_a_secret_with_characters_that_json_escapes_is_masked_too() -> None:

@@ -252,7 +252,7 @@ class TestStore:
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kinds.STORES, "s3", ("no_such_module", "s3"))
-    with pytest.raises(UsageError, match=r"modelbake\[s3\]"):
+    with pytest.raises(UsageError, match=r"'\.\[s3\]'"):
         source_for("s3", None).head(S3)
 
 

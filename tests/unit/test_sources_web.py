@@ -83,6 +83,25 @@ def test_files_are_locked_and_read_again(web: WebServer, etags: str) -> None:
     assert {each.path for each in web.seen if each.method == "GET"} <= {"/m/config.json"}
 
 
+def test_where_there_is_no_strong_etag_the_time_of_the_change_tells_what_was_replaced(web: WebServer) -> None:
+    web.etags, web.modified = "weak", "Mon, 30 Nov 2026 18:00:00 GMT"
+    locked = lock(web)
+    assert {file.version for file in locked.files} == {"modified:2026-11-30T18:00:00Z"}
+    assert source().head(spec_of(web)) == locked.commit and source().edits(locked) == []
+    assert read(locked, "config.json") == FILES["config.json"]
+    web.seen.clear()
+    assert lock(web, locked) == locked
+    assert {each.path for each in web.seen if each.method == "GET"} <= {"/m/config.json"}
+    web.modified = "soon"
+    assert {file.version[:7] for file in lock(web).files} == {"sha256:"}
+    web.files["m/model.safetensors"] = b"x" * len(FILES["model.safetensors"])
+    web.modified = "Mon, 30 Nov 2026 18:00:01 GMT"
+    assert source().head(spec_of(web)) != locked.commit
+    with pytest.raises(WrongBytes, match=r"model\.safetensors: .* and models\.yaml says") as caught:
+        lock(web, locked)
+    assert "write its sha256" in caught.value.hint
+
+
 def test_a_server_without_head_or_ranges_will_do(web: WebServer) -> None:
     web.knows_head = False
     locked = lock(web)

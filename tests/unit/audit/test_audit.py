@@ -443,7 +443,7 @@ def test_strict_without_the_scanners_is_a_clear_error(
     made.strict = True
     with pytest.raises(UsageError, match=r"--strict asks picklescan and fickling") as caught:
         made.audit(tmp_path / "oci")
-    assert "modelbake[audit]" in caught.value.hint
+    assert "'.[audit]'" in caught.value.hint
 
 
 def test_the_manual_lists_every_rule_as_it_is() -> None:
