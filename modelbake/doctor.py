@@ -13,7 +13,7 @@ from modelbake.config import ModelSpec
 from modelbake.credentials import Redactor, hub_token
 from modelbake.dockerconfig import RegistryAuth, split_reference
 from modelbake.engine import Engine
-from modelbake.errors import GpuUnavailable, ModelbakeError
+from modelbake.errors import GpuUnavailable, ModelbakeError, RegistryUnavailable
 from modelbake.parallel import try_all
 from modelbake.registry import Registry
 from modelbake.sources import source_for
@@ -155,8 +155,12 @@ def _disk(engine: Engine) -> Finding:
 def _base(base: str) -> Finding:
     """Ask the base image's registry for its manifest, with the credentials a build would use."""
     reference = split_reference(base)
-    with Registry(reference.registry, RegistryAuth().for_registry(reference.registry)) as connection:
-        found = connection.manifest(reference.repository, reference.digest or "")
+    try:
+        with Registry(reference.registry, RegistryAuth().for_registry(reference.registry)) as connection:
+            found = connection.manifest(reference.repository, reference.digest or "")
+    except RegistryUnavailable as error:
+        error.hint += "; else name an image of a registry that is, with `base:` in models.yaml"
+        raise
     if found is None:
         remedy = "name a digest that is there with `base:` in models.yaml"
         return Finding("base", "fix", f"{base}: the registry has no such image", remedy)
