@@ -159,7 +159,7 @@ def _base(base: str) -> Finding:
         with Registry(reference.registry, RegistryAuth().for_registry(reference.registry)) as connection:
             found = connection.manifest(reference.repository, reference.digest or "")
     except RegistryUnavailable as error:
-        error.hint += "; else name an image of a registry that is, with `base:` in models.yaml"
+        error.hint += " Or name an image of a registry that is, with `base:` in models.yaml"
         raise
     if found is None:
         remedy = "name a digest that is there with `base:` in models.yaml"

@@ -28,8 +28,8 @@ from tests.conftest import LOST
 from tests.promises import PROMISES
 
 ROOT = Path(__file__).resolve().parent.parent
-# The unit tests need nothing of each other; the integration tests share one engine.
-_RUNS = (("--numprocesses", "2", "--dist", "loadfile", "tests/unit"), ("tests/integration",))
+# The unit tests need nothing of each other, and many of them wait; the integration tests share one engine.
+_RUNS = (("--numprocesses", "3", "--dist", "loadfile", "tests/unit"), ("tests/integration",))
 _COLUMNS = ("promise", "tried", "through", "skipped", "control")
 Counts = dict[str, dict[str, int]]
 
