@@ -276,7 +276,7 @@ def test_changed_files(forks: Limited, folder: Path, name: str, tally: Tally) ->
     if name.endswith("runtime.yaml"):
         good = as_yaml(RUNTIME).replace(b', "', b',\n  "')
     random_ = random.Random(name)
-    for _ in range(cases(8, 150)):
+    for _ in range(cases(8, 100)):
         tally.count()
         judge(forks, folder, name, mutated(good, random_))
 

@@ -131,7 +131,7 @@ def test_one_flipped_bit(image: Image) -> None:
 @pytest.mark.promise("start")
 def test_one_random_change_is_found_and_named(image: Image, tmp_path: Path, tally: Tally) -> None:
     some = random.Random(1)
-    for number in range(cases(12, 300)):
+    for number in range(cases(12, 100)):
         path, kind = some.choice(sorted(FILES)), some.choice(("flip", "cut", "grow", "remove", "add", "link"))
         file, whole = image.weights / path, FILES[path]
         at = some.randrange(len(whole)) if whole else 0
