@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-import stat
-from collections.abc import Container
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def _forms(needle: bytes) -> list[bytes]:
 
 
 def found_in_files(
-    needle: bytes, root: Path, since: float = 0, *, largest: int | None = None, without: Container[Path] = ()
+    needle: bytes, root: Path, since: float = 0, *, largest: int | None = None, without: Collection[Path] = ()
 ) -> list[Path]:
     """Return the files below a folder that hold the secret, of those that were touched `since` a time.
 
@@ -33,19 +32,27 @@ def found_in_files(
     `without`, are not looked at.
     """
     hits = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if Path(folder) / name not in without]
-        for name in names:
-            path = Path(folder) / name
-            if path in without:
-                continue
+    for path, state in _files(os.fspath(root), frozenset(map(os.fspath, without))):
+        if state.st_ctime >= since and (largest is None or state.st_size <= largest):
             with suppress(OSError):  # a file that the engine removed meanwhile holds nothing
-                state = path.lstat()
-                if not stat.S_ISREG(state.st_mode) or state.st_ctime < since:
-                    continue
-                if (largest is None or state.st_size <= largest) and _file_holds(needle, path):
-                    hits.append(path)
+                if _file_holds(needle, Path(path)):
+                    hits.append(Path(path))
     return hits
+
+
+def _files(root: str, without: Collection[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the regular files below a folder. As texts: an engine has a million paths."""
+    folders = [root]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.path in without:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    with suppress(OSError):
+                        yield entry.path, entry.stat(follow_symlinks=False)
 
 
 def _file_holds(needle: bytes, path: Path) -> bool:
