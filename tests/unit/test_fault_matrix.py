@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.conftest import LOST
 from tests.fault_matrix import holds, matrix
 from tests.servers.environment import ROOT
+from tests.unit.inner_pytest import run_pytest
 
 _TESTS = """
 import os
@@ -63,25 +62,10 @@ def test_fault_that_ends_everything():
 def counts_of(folder: Path, *options: str, dies: str = "") -> dict[str, dict[str, int]]:
     file, tests = folder / "counts.json", folder / "test_some.py"
     tests.write_text(_TESTS)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "tests.conftest",
-        "-c",
-        "/dev/null",
-        "-W",
-        "ignore",
-    ]
-    subprocess.run(
-        [*command, f"--rootdir={folder}", "--faults", str(file), *options, str(tests)],
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "DIES": dies},
-        check=False,
-        capture_output=True,
-        timeout=120,
+    run_pytest(
+        folder,
+        *("-q", "--faults", str(file), *options),
+        environment={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "DIES": dies},
     )
     found: dict[str, dict[str, int]] = json.loads(file.read_text())
     return found

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.servers.environment import ROOT
+from tests.unit.inner_pytest import run_pytest
 
 _MODULE = """
 import base64, io, logging, sys
@@ -52,26 +50,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
         for number, body in enumerate([*LEAKS.values(), *HARMLESS.values()])
     ]
     (folder / "test_some.py").write_text(_MODULE + "".join(tests))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-rA",
-        "-p",
-        "tests.conftest",
-        "-c",
-        "/dev/null",
-        "-W",
-        "ignore",
-    ]
-    done = subprocess.run(
-        [*command, f"--rootdir={folder}", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},  # pytest cuts its lines
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # pytest cuts its lines
+    done = run_pytest(folder, "-rA", environment={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 1, done.stderr
     return done.stdout
 
