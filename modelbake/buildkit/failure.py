@@ -191,8 +191,7 @@ def registry_error(text: str, subject: str) -> RegistryAuthError | RegistryUnava
         return RegistryUnavailable(
             f"the registry cannot be reached from the engine: {text}",
             subject=subject,
-            hint="check the registry's address, the engine's proxy and its CA certificates; `base:` in"
-            " models.yaml names a base image of another registry",
+            hint="check the registry's address, the engine's proxy and its CA certificates",
         )
     return None
 
@@ -224,6 +223,8 @@ def _pull_error(text: str, step: str, said: str) -> ModelbakeError:
     found = _BASE_IMAGE.search(text)
     subject = found[1] if found else step
     if refused := registry_error(said, subject):
+        if isinstance(refused, RegistryUnavailable):
+            refused.hint += "; `base:` in models.yaml names a base image of another registry"
         return refused
     if "not found" in said:
         return BuildFailed(
