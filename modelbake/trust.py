@@ -11,10 +11,19 @@ from pathlib import Path
 
 import httpx2
 
-from modelbake.errors import UsageError
+from modelbake.errors import SourceError, UsageError
 
 VARIABLE = "MODELBAKE_CA_BUNDLE"
 ENVIRONMENT_HINT = "do SSL_CERT_FILE and SSL_CERT_DIR exist, and are HTTP_PROXY and HTTPS_PROXY URLs?"
+
+
+def unusable_environment(error: Exception, subject: str) -> SourceError:
+    """Return what an error of `trust`, or of a client that takes the environment's proxies, means."""
+    return SourceError(
+        f"the network settings of the environment cannot be used ({type(error).__name__})",
+        subject=subject,
+        hint=ENVIRONMENT_HINT,
+    )
 
 
 def trust(ca_bundle: Path | None = None) -> ssl.SSLContext:

@@ -14,9 +14,9 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from modelbake.bounded import within
-from modelbake.errors import SourceError, SourceUnavailable
+from modelbake.errors import SourceUnavailable
 from modelbake.sources.patience import Patience
-from modelbake.trust import ENVIRONMENT_HINT, trust
+from modelbake.trust import trust, unusable_environment
 
 PATIENCE = Patience()
 TIMEOUT = (PATIENCE.connect, PATIENCE.read)  # seconds: to connect, and for the next bytes
@@ -32,11 +32,7 @@ class _Trusting(HTTPAdapter):
         try:
             self._context = trust()
         except OSError as error:
-            raise SourceError(
-                f"the network settings of the environment cannot be used ({type(error).__name__})",
-                subject=subject,
-                hint=ENVIRONMENT_HINT,
-            ) from error
+            raise unusable_environment(error, subject) from error
         super().__init__(pool_maxsize=16)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:

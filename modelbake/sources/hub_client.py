@@ -31,7 +31,7 @@ from modelbake.errors import ModelbakeError, SourceError, SourceUnavailable
 from modelbake.sources.guard import require_allowed
 from modelbake.sources.hub_errors import Place, busy, translate
 from modelbake.sources.patience import Patience, seconds_to_wait
-from modelbake.trust import ENVIRONMENT_HINT, trust
+from modelbake.trust import trust, unusable_environment
 
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024  # of one answer of the API
@@ -95,11 +95,7 @@ class HubClient(httpx2.Client):
             )
         except (OSError, ValueError, httpx2.InvalidURL) as error:
             talk = _current.get()
-            raise SourceError(
-                f"the network settings of the environment cannot be used ({type(error).__name__})",
-                subject=talk.place.subject if talk else "",
-                hint=ENVIRONMENT_HINT,
-            ) from error
+            raise unusable_environment(error, talk.place.subject if talk else "") from error
 
     def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         """Send a request; only the body of a successful answer is ever left to be streamed."""

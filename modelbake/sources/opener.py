@@ -26,7 +26,7 @@ from modelbake.bounded import within
 from modelbake.errors import SourceError, SourceUnavailable
 from modelbake.sources.guard import require_allowed
 from modelbake.sources.patience import Patience
-from modelbake.trust import ENVIRONMENT_HINT, VARIABLE, trust
+from modelbake.trust import VARIABLE, trust, unusable_environment
 
 if TYPE_CHECKING:
     from modelbake.locked import LockedFile
@@ -162,11 +162,7 @@ class _Pools:
         try:
             context = _context(*(os.environ.get(name, "") for name in _DECIDING_TRUST))
         except OSError as error:
-            raise SourceError(
-                f"the network settings of the environment cannot be used ({type(error).__name__})",
-                subject=subject,
-                hint=ENVIRONMENT_HINT,
-            ) from error
+            raise unusable_environment(error, subject) from error
         self._settings = {
             "timeout": urllib3.Timeout(connect=patience.connect, read=patience.read),
             "ssl_context": context,
